@@ -1,0 +1,267 @@
+package sandbox_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/monochromegane/cargo/executor/sandbox"
+)
+
+func TestWatchOutOfMemory(t *testing.T) {
+	c := newCgroup(t, 16<<20, 100)
+	sh := c.shell(t, `head -c 200000000 /dev/zero | tail -n 1 >/dev/null; exit 3`)
+	sh.run(t)
+	waitFor(t, sh.counters.OutOfMemory)
+	if sh.counters.TooManyProcesses() {
+		t.Error("TooManyProcesses = true")
+	}
+}
+
+func TestWatchTooManyProcesses(t *testing.T) {
+	c := newCgroup(t, 64<<20, 3)
+	sh := c.shell(t, `for i in 1 2 3 4 5 6; do sleep 0.2 & done; wait`)
+	sh.run(t)
+	waitFor(t, sh.counters.TooManyProcesses)
+	if sh.counters.OutOfMemory() {
+		t.Error("OutOfMemory = true")
+	}
+}
+
+func TestWatchNothing(t *testing.T) {
+	c := newCgroup(t, 64<<20, 100)
+	sh := c.shell(t, `for i in 1 2 3; do sleep 0.01 & done; wait`)
+	sh.run(t)
+	sh.close(t)
+	if sh.counters.OutOfMemory() || sh.counters.TooManyProcesses() {
+		t.Errorf("OutOfMemory = %v, TooManyProcesses = %v", sh.counters.OutOfMemory(), sh.counters.TooManyProcesses())
+	}
+}
+
+// A container runtime removes the cgroup at once; what happened just before
+// must have been seen.
+func TestWatchRemovedCgroup(t *testing.T) {
+	c := newCgroup(t, 16<<20, 100)
+	sh := c.shell(t, `head -c 200000000 /dev/zero | tail -n 1 >/dev/null`)
+	sh.run(t)
+	time.Sleep(30 * time.Millisecond) // what the quickest runtime takes to notice the exit and remove the cgroup
+	c.remove(t)
+	sh.close(t)
+	if !sh.counters.OutOfMemory() {
+		t.Error("OutOfMemory = false after the cgroup has gone")
+	}
+}
+
+func TestWatchEndedProcess(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sandbox.Watch(cmd.ProcessState.Pid()); err == nil {
+		t.Error("Watch of a process that has ended: no error")
+	}
+}
+
+// The files of cgroup v2, as a v2 host has them.
+func TestWatchV2Files(t *testing.T) {
+	const member = "0::/system.slice/docker-1.scope\n"
+	for _, tc := range []struct {
+		name, memory, pids string
+		oom, many          bool
+	}{
+		{"quiet", "low 0\nhigh 0\nmax 12\noom 0\noom_kill 0\noom_group_kill 0\n", "max 0\n", false, false},
+		{"oom", "low 0\nhigh 0\nmax 12\noom 1\noom_kill 1\noom_group_kill 0\n", "max 0\n", true, false},
+		{"pids", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n", "max 7\n", false, true},
+		{"old kernel", "low 0\nhigh 0\nmax 0\noom 2\noom_kill 2\n", "max 1\n", true, true},
+		{"neither key", "low 0\n", "", false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			dir := filepath.Join(root, "system.slice/docker-1.scope")
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(dir, "memory.events"), tc.memory)
+			write(t, filepath.Join(dir, "pids.events"), tc.pids)
+			c, err := sandbox.WatchAt(root, []byte(member))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if c.OutOfMemory() != tc.oom || c.TooManyProcesses() != tc.many {
+				t.Errorf("OutOfMemory = %v, TooManyProcesses = %v, want %v, %v", c.OutOfMemory(), c.TooManyProcesses(), tc.oom, tc.many)
+			}
+		})
+	}
+}
+
+func TestEventFiles(t *testing.T) {
+	for _, tc := range []struct{ name, member, memory, pids string }{
+		{"v2", "0::/a/b\n", "/r/a/b/memory.events", "/r/a/b/pids.events"},
+		{"v1", "3:cpu,cpuacct:/c\n2:pids:/p\n1:memory:/docker/m\n", "/r/memory/docker/m/memory.oom_control", "/r/pids/p/pids.events"},
+		{"hybrid", "9:name=systemd:/\n8:pids:/p\n4:memory:/m\n0::/\n", "/r/memory/m/memory.oom_control", "/r/pids/p/pids.events"},
+		{"hybrid, v2 first", "0::/x\n8:pids:/p\n4:memory:/m", "/r/memory/m/memory.oom_control", "/r/pids/p/pids.events"},
+		{"colon in the path", "0::/a:b\n", "/r/a:b/memory.events", "/r/a:b/pids.events"},
+	} {
+		memory, pids, err := sandbox.EventFiles("/r", []byte(tc.member))
+		if err != nil || memory != tc.memory || pids != tc.pids {
+			t.Errorf("%s: %q, %q, %v, want %q, %q", tc.name, memory, pids, err, tc.memory, tc.pids)
+		}
+	}
+	for _, member := range []string{"", "\n", "x", "4:memory:/m\n", "1:name=systemd:/\n"} {
+		if _, _, err := sandbox.EventFiles("/r", []byte(member)); err == nil {
+			t.Errorf("%q: no error", member)
+		}
+	}
+}
+
+func FuzzCount(f *testing.F) {
+	f.Add("oom_kill 1\n", "oom_kill")
+	f.Add("max 18446744073709551616\n", "max")
+	f.Add("max -1\nmax 2", "max")
+	f.Fuzz(func(t *testing.T, lines, key string) {
+		n := sandbox.Count([]byte(lines), key)
+		if n > 0 && !strings.Contains(lines, key) {
+			t.Errorf("Count(%q, %q) = %d", lines, key, n)
+		}
+	})
+}
+
+func FuzzEventFiles(f *testing.F) {
+	f.Add("0::/a\n")
+	f.Add("4:memory:/m\n8:pids:/p\n")
+	f.Fuzz(func(t *testing.T, member string) {
+		memory, pids, err := sandbox.EventFiles("/r", []byte(member))
+		if err == nil && (memory == "" || pids == "") {
+			t.Errorf("EventFiles(%q) = %q, %q", member, memory, pids)
+		}
+	})
+}
+
+// A cgroup is a real one, made for one test.
+type cgroup struct{ dirs []string }
+
+func newCgroup(t *testing.T, memory, pids int) cgroup {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root to make a cgroup")
+	}
+	name := fmt.Sprintf("cargo-test-%d-%d", os.Getpid(), time.Now().UnixNano())
+	limits := map[string]string{
+		"/sys/fs/cgroup/memory/" + name: "memory.limit_in_bytes",
+		"/sys/fs/cgroup/pids/" + name:   "pids.max",
+	}
+	if isV2() {
+		limits = map[string]string{"/sys/fs/cgroup/" + name: "memory.max"}
+	}
+	var c cgroup
+	for dir, file := range limits {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+				t.Skipf("cannot make a cgroup: %v", err)
+			}
+			t.Fatal(err)
+		}
+		c.dirs = append(c.dirs, dir)
+		t.Cleanup(func() { os.Remove(dir) })
+		value := memory
+		if file == "pids.max" {
+			value = pids
+		}
+		write(t, filepath.Join(dir, file), fmt.Sprint(value))
+	}
+	if isV2() {
+		write(t, filepath.Join(c.dirs[0], "pids.max"), fmt.Sprint(pids))
+		write(t, filepath.Join(c.dirs[0], "memory.swap.max"), "0")
+	}
+	return c
+}
+
+func isV2() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+func (c cgroup) remove(t *testing.T) {
+	t.Helper()
+	for _, dir := range c.dirs {
+		// The kernel lets go of a process a moment after it could be waited for.
+		waitFor(t, func() bool { return os.Remove(dir) == nil })
+	}
+}
+
+type shell struct {
+	cmd      *exec.Cmd
+	stdin    io.WriteCloser
+	counters *sandbox.Counters
+	closed   bool
+}
+
+// shell starts a shell in the cgroup that waits to be told to run script, and
+// watches it.
+func (c cgroup) shell(t *testing.T, script string) *shell {
+	t.Helper()
+	s := &shell{cmd: exec.Command("sh", "-c", "read -r _; "+script)}
+	var err error
+	if s.stdin, err = s.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.cmd.Process.Kill(); s.cmd.Wait() })
+	for _, dir := range c.dirs {
+		write(t, filepath.Join(dir, "cgroup.procs"), fmt.Sprint(s.cmd.Process.Pid))
+	}
+	if s.counters, err = sandbox.Watch(s.cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.close(t) })
+	return s
+}
+
+func (s *shell) run(t *testing.T) {
+	t.Helper()
+	if _, err := io.WriteString(s.stdin, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.cmd.Wait() // its status is not what is tested
+}
+
+func (s *shell) close(t *testing.T) {
+	t.Helper()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if err := s.counters.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("did not happen in 10 s")
+		}
+	}
+}
