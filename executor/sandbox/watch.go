@@ -96,10 +96,14 @@ func (c *Counters) OutOfMemory() bool { return c.oom.Load() }
 func (c *Counters) TooManyProcesses() bool { return c.pids.Load() }
 
 // Close reads the counters a last time, if the cgroup is still there, and
-// stops following them. What the methods report stays valid.
+// stops following them. What the methods report stays valid, and is final once
+// Close has returned. It may be called again.
 func (c *Counters) Close() error {
 	err := c.stop.Close()
 	c.done.Wait()
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
 	return err
 }
 

@@ -1,0 +1,334 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+
+	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/executor/sandbox"
+)
+
+const (
+	// killTimeout is how long a killed process may take to be gone.
+	killTimeout = 30 * time.Second
+	// drainTimeout is how long the daemon may take to hand over what it holds
+	// of the output of a command that has ended, a few MB at most.
+	drainTimeout = time.Minute
+)
+
+// Run implements [executor.Executor].
+func (e *Executor) Run(ctx context.Context, step executor.Step) (err error) {
+	if err := check(step); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return ended(ctx, step)
+	}
+	// What makes or removes something on the daemon is never cut short by ctx:
+	// the daemon would go on with it unobserved.
+	clean := context.WithoutCancel(ctx)
+	id, err := e.create(clean, step)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if rerr := e.remove(clean, id); rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+	}()
+	return e.attend(ctx, id, step)
+}
+
+// ended is the error of a step whose ctx ended before its command did.
+func ended(ctx context.Context, step executor.Step) error {
+	return fmt.Errorf("step %s: %w", step.ID, context.Cause(ctx))
+}
+
+func (e *Executor) create(ctx context.Context, step executor.Step) (id string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	img, err := e.client.ImageInspect(ctx, step.Image)
+	if errdefs.IsNotFound(err) {
+		return "", fmt.Errorf("%w: %s", executor.ErrNoImage, step.Image)
+	}
+	if err != nil {
+		return "", e.fault("inspect image "+step.Image, err)
+	}
+	var volumes []string
+	if img.Config != nil {
+		for v := range img.Config.Volumes {
+			volumes = append(volumes, v)
+		}
+	}
+	created, err := e.client.ContainerCreate(ctx, e.createOptions(step, img.ID, volumes))
+	switch {
+	case err == nil:
+		for _, w := range created.Warnings {
+			e.log.Debug("docker warns", "step", step.ID, "warning", w)
+		}
+		return created.ID, nil
+	case errdefs.IsConflict(err):
+		return "", e.fault("create container: step "+step.ID+" is there already", err)
+	}
+	err = e.fault("create container", err)
+	if rerr := e.remove(context.WithoutCancel(ctx), e.name(step)); rerr != nil {
+		err = errors.Join(err, rerr)
+	}
+	return "", err
+}
+
+// attend starts the container and stays with it until its command has ended.
+func (e *Executor) attend(ctx context.Context, id string, step executor.Step) error {
+	clean := context.WithoutCancel(ctx)
+	stream, err := e.client.ContainerAttach(clean, id, client.ContainerAttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	if err != nil {
+		return e.fault("attach", err)
+	}
+	out := copyOutput(stream, step.Stdout, step.Stderr)
+	defer out.close()
+
+	exits, stop := e.wait(clean, id)
+	defer stop()
+	if err := e.start(clean, id); err != nil {
+		return err
+	}
+	pid, err := e.pid(clean, id)
+	if err != nil {
+		return err
+	}
+	counters, err := sandbox.Watch(pid)
+	if err != nil {
+		return fmt.Errorf("docker: watch the step's cgroup: %w", err)
+	}
+	defer counters.Close()
+	closeDoor, err := e.openDoor(step, pid)
+	if err != nil {
+		return err
+	}
+	defer closeDoor()
+	if ctx.Err() != nil {
+		return ended(ctx, step)
+	}
+	if err := openGate(stream); err != nil {
+		return e.fault("start the command", err)
+	}
+
+	code, err := e.await(ctx, id, step, exits)
+	if oerr := out.drain(); oerr != nil {
+		err = errors.Join(err, e.fault("read output", oerr))
+	}
+	if err != nil {
+		return err
+	}
+	return e.verdict(clean, id, code, counters)
+}
+
+func (e *Executor) start(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	if _, err := e.client.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+		return e.fault("start container (the image must have /bin/sh)", err)
+	}
+	return nil
+}
+
+// pid returns the process id of the container's first process, which waits at
+// the gate, and makes sure that the id is one of this machine.
+func (e *Executor) pid(ctx context.Context, id string) (int, error) {
+	in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	if err != nil {
+		return 0, e.fault("inspect container", err)
+	}
+	state := in.Container.State
+	if state == nil || state.Pid == 0 {
+		return 0, errors.New("docker: the container ended before its command was started")
+	}
+	cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", state.Pid))
+	if err != nil || !bytes.Contains(cgroup, []byte(id)) {
+		return 0, fmt.Errorf("docker: process %d of the container is not a process of this machine: "+
+			"Cargo must run on the machine of the daemon at %s, and in its process namespace", state.Pid, e.client.DaemonHost())
+	}
+	return state.Pid, nil
+}
+
+// openDoor serves the step's door, if it has one, until the returned function
+// is called.
+func (e *Executor) openDoor(step executor.Step, pid int) (closeDoor func(), err error) {
+	if step.Door == nil {
+		return func() {}, nil
+	}
+	ln, err := sandbox.Listen(fmt.Sprintf("/proc/%d/ns/net", pid), executor.DoorAddr)
+	if err != nil {
+		return nil, fmt.Errorf("docker: open the door: %w", err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = step.Door.Serve(ln) }) // its error is that of Close, or the command's to notice
+	return func() {
+		if err := step.Door.Close(); err != nil {
+			e.log.Warn("close the door of a step", "step", step.ID, "err", err)
+		}
+		ln.Close()
+		serving.Wait()
+	}, nil
+}
+
+// openGate lets the command start, with an empty standard input.
+func openGate(stream client.ContainerAttachResult) error {
+	if _, err := io.WriteString(stream.Conn, "\n"); err != nil {
+		return err
+	}
+	return stream.CloseWrite()
+}
+
+// An exit is how a container ended, or why that will never be known.
+type exit struct {
+	code int
+	err  error
+}
+
+// wait follows the container, which must not have been started yet. The caller
+// calls stop.
+func (e *Executor) wait(ctx context.Context, id string) (exits <-chan exit, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	w := e.client.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNextExit})
+	c := make(chan exit, 1)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case r := <-w.Result:
+			x := exit{code: int(r.StatusCode)}
+			if r.Error != nil && r.Error.Message != "" {
+				x.err = errors.New(r.Error.Message)
+			}
+			c <- x
+		case err := <-w.Error:
+			c <- exit{err: err}
+		}
+	})
+	return c, func() { cancel(); waiting.Wait() }
+}
+
+// await returns the status of the command, having ended it if ctx ends first.
+func (e *Executor) await(ctx context.Context, id string, step executor.Step, exits <-chan exit) (int, error) {
+	var x exit
+	select {
+	case x = <-exits:
+	case <-ctx.Done():
+		select {
+		case x = <-exits: // after all, the command ended first
+		default:
+			return 0, errors.Join(ended(ctx, step), e.end(context.WithoutCancel(ctx), id, exits))
+		}
+	}
+	if x.err != nil {
+		return 0, e.fault("wait for the command", x.err)
+	}
+	return x.code, nil
+}
+
+// end terminates the container: first by SIGTERM, then by SIGKILL.
+func (e *Executor) end(ctx context.Context, id string, exits <-chan exit) error {
+	var last error
+	for _, s := range []struct {
+		signal string
+		wait   time.Duration
+	}{{"TERM", executor.Grace}, {"KILL", killTimeout}} {
+		_, err := e.client.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: s.signal})
+		if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+			last = e.fault("send SIG"+s.signal, err)
+		}
+		timer := time.NewTimer(s.wait)
+		select {
+		case x := <-exits:
+			timer.Stop()
+			if x.err != nil {
+				return e.fault("wait for the end of the command", x.err)
+			}
+			return nil
+		case <-timer.C:
+		}
+	}
+	if last != nil {
+		return last
+	}
+	return fmt.Errorf("docker: container %s still runs %v after SIGKILL", id, killTimeout)
+}
+
+// verdict says what the status of a command means.
+func (e *Executor) verdict(ctx context.Context, id string, code int, counters *sandbox.Counters) error {
+	if code == 0 {
+		return nil
+	}
+	in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	if err != nil {
+		return e.fault("inspect container", err)
+	}
+	counters.Close()
+	status := &executor.ExitError{Code: code}
+	switch {
+	case counters.OutOfMemory(), in.Container.State != nil && in.Container.State.OOMKilled:
+		return &executor.LimitError{Limit: executor.ErrOutOfMemory, Exit: status}
+	case counters.TooManyProcesses():
+		return &executor.LimitError{Limit: executor.ErrTooManyProcesses, Exit: status}
+	}
+	return status
+}
+
+// An output copies what a container writes, until that ends or close is called.
+type output struct {
+	stream         client.ContainerAttachResult
+	stdout, stderr sink
+	done           chan struct{}
+	err            error // valid once done is closed
+}
+
+func copyOutput(stream client.ContainerAttachResult, stdout, stderr io.Writer) *output {
+	o := &output{stream: stream, stdout: sink{w: stdout}, stderr: sink{w: stderr}, done: make(chan struct{})}
+	go func() {
+		defer close(o.done)
+		_, o.err = stdcopy.StdCopy(&o.stdout, &o.stderr, stream.Reader)
+	}()
+	return o
+}
+
+// drain waits for the end of the output of a container that has ended.
+func (o *output) drain() error {
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-o.done:
+		return errors.Join(o.err, o.stdout.err, o.stderr.err)
+	case <-timer.C:
+		return fmt.Errorf("no end of it %v after the command has ended", drainTimeout)
+	}
+}
+
+func (o *output) close() {
+	o.stream.Close()
+	<-o.done
+}
+
+// A sink writes to w, or nowhere, and after the first error drops what comes:
+// a container whose output nobody takes would hang.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	if s.w != nil && s.err == nil {
+		_, s.err = s.w.Write(p)
+	}
+	return len(p), nil
+}
