@@ -1,0 +1,220 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/monochromegane/cargo/executor"
+)
+
+// archiveName is what images from archives are called, with the digest of
+// their configuration as a tag. The tag in the archive does not serve: it may
+// mean something else tomorrow.
+const archiveName = "localhost/cargo/archive"
+
+// importLease bounds how long containerd keeps the pieces of an import or pull
+// that was cut off and never reaped.
+const importLease = 24 * time.Hour
+
+// EnsureImage makes containerd hold the image that ref names, unpacked and for
+// the platform of this host: the path of a docker-save or OCI archive, where
+// there is such a file, or else a reference in a registry. What is there is
+// neither imported nor pulled again. progress, if not nil, is told in words
+// and key-value pairs what takes time. A registry on the loopback is asked
+// over plain HTTP.
+func (e *Executor) EnsureImage(ctx context.Context, ref string, progress func(msg string, args ...any)) (executor.Image, error) {
+	e.ensuring.Lock()
+	defer e.ensuring.Unlock()
+	if progress == nil {
+		progress = func(string, ...any) {}
+	}
+	ctx = e.in(ctx)
+	name, want, fetch, err := e.plan(ref, progress)
+	if err != nil {
+		return executor.Image{}, err
+	}
+	img, err := e.client.GetImage(ctx, name)
+	if errdefs.IsNotFound(err) {
+		start := time.Now()
+		if err := e.leased(ctx, func(ctx context.Context) error { return fetch(ctx, name) }); err != nil {
+			return executor.Image{}, e.fault("image "+ref, err)
+		}
+		progress("image is here", "image", ref, "seconds", time.Since(start).Seconds())
+		img, err = e.client.GetImage(ctx, name)
+	}
+	if err != nil {
+		return executor.Image{}, e.fault("image "+ref, err)
+	}
+	config, err := e.unpacked(ctx, img, progress)
+	if err != nil {
+		return executor.Image{}, e.fault("image "+ref, err)
+	}
+	if want != "" && config != want {
+		return executor.Image{}, fmt.Errorf("image %s: containerd has configuration %s under %s", ref, config, name)
+	}
+	return executor.Image{Ref: name, Digest: config.String()}, nil
+}
+
+// plan says how the image that ref means is called in containerd, which
+// configuration it must have, if that is known, and how to get it.
+func (e *Executor) plan(ref string, progress func(string, ...any)) (name string, want digest.Digest, fetch func(context.Context, string) error, err error) {
+	if isArchive(ref) {
+		want, err = configDigest(ref, platforms.Default())
+		if err != nil {
+			return "", "", nil, fmt.Errorf("image archive %s: %w", ref, err)
+		}
+		return archiveName + ":" + want.Algorithm().String() + "-" + want.Encoded(), want,
+			func(ctx context.Context, name string) error { return e.load(ctx, ref, name, progress) }, nil
+	}
+	parsed, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return "", "", nil, fmt.Errorf("image %q is neither a file nor a reference in a registry: %w", ref, err)
+	}
+	return parsed.String(), "", func(ctx context.Context, name string) error { return e.pull(ctx, name, progress) }, nil
+}
+
+// isArchive reports whether ref is meant as a path.
+func isArchive(ref string) bool {
+	if strings.HasPrefix(ref, "/") || strings.HasPrefix(ref, ".") {
+		return true
+	}
+	fi, err := os.Stat(ref)
+	return err == nil && fi.Mode().IsRegular()
+}
+
+// leased runs f under a lease that Reap finds.
+func (e *Executor) leased(ctx context.Context, f func(context.Context) error) error {
+	ctx, done, err := e.client.WithLease(ctx,
+		leases.WithRandomID(),
+		leases.WithExpiration(importLease),
+		leases.WithLabels(map[string]string{ownerLabel: e.owner}))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+		defer cancel()
+		_ = done(ctx) // else it expires
+	}()
+	return f(ctx)
+}
+
+func (e *Executor) load(ctx context.Context, file, name string, progress func(string, ...any)) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	progress("importing image", "archive", file, "bytes", fi.Size())
+	_, err = e.client.Import(ctx, &progressReader{r: f, size: fi.Size(), progress: progress}, client.WithIndexName(name))
+	return err
+}
+
+func (e *Executor) pull(ctx context.Context, name string, progress func(string, ...any)) error {
+	progress("pulling image", "image", name)
+	layers := func(h images.Handler) images.Handler {
+		return images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+			if images.IsLayerType(d.MediaType) {
+				progress("pulling layer", "image", name, "layer", d.Digest, "bytes", d.Size)
+			}
+			return h.Handle(ctx, d)
+		})
+	}
+	_, err := e.client.Pull(ctx, name,
+		client.WithResolver(docker.NewResolver(docker.ResolverOptions{
+			Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost)),
+		})),
+		client.WithPullSnapshotter(snapshotter),
+		client.WithImageHandlerWrapper(layers))
+	if errdefs.IsNotFound(err) {
+		return noImage(name, err)
+	}
+	return err
+}
+
+// unpacked makes sure that the layers of img are snapshots, and returns the
+// digest of its configuration.
+func (e *Executor) unpacked(ctx context.Context, img client.Image, progress func(string, ...any)) (digest.Digest, error) {
+	config, err := img.Config(ctx)
+	if err != nil {
+		return "", err
+	}
+	ok, err := img.IsUnpacked(ctx, snapshotter)
+	if err != nil || ok {
+		return config.Digest, err
+	}
+	progress("unpacking image", "image", img.Name())
+	start := time.Now()
+	if err := e.leased(ctx, func(ctx context.Context) error { return img.Unpack(ctx, snapshotter) }); err != nil {
+		return "", err
+	}
+	progress("image is unpacked", "image", img.Name(), "seconds", time.Since(start).Seconds())
+	return config.Digest, nil
+}
+
+// An imageInfo is what a container takes from an image.
+type imageInfo struct {
+	env      []string
+	snapshot string // of its uppermost layer
+}
+
+func (e *Executor) lookup(ctx context.Context, ref string) (imageInfo, error) {
+	img, err := e.client.GetImage(ctx, ref)
+	if errdefs.IsNotFound(err) {
+		return imageInfo{}, noImage(ref, err)
+	}
+	if err != nil {
+		return imageInfo{}, err
+	}
+	layers, err := img.RootFS(ctx)
+	if err != nil {
+		return imageInfo{}, err
+	}
+	config, err := img.Spec(ctx)
+	if err != nil {
+		return imageInfo{}, err
+	}
+	return imageInfo{env: config.Config.Env, snapshot: identity.ChainID(layers).String()}, nil
+}
+
+func noImage(ref string, err error) error {
+	return fmt.Errorf("%w: %s (%w)", executor.ErrNoImage, ref, err)
+}
+
+// A progressReader tells of each tenth of a file that it has read.
+type progressReader struct {
+	r        io.Reader
+	size     int64
+	done     int64
+	tenths   int64
+	progress func(msg string, args ...any)
+}
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.done += int64(n)
+	if tenths := p.done * 10 / max(p.size, 1); tenths > p.tenths {
+		p.tenths = tenths
+		p.progress("importing image", "percent", tenths*10)
+	}
+	return n, err
+}
