@@ -1,0 +1,380 @@
+package queue
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monochromegane/cargo/build"
+)
+
+// Submit accepts b, whose ID and Key the caller has set; the queue sets State
+// and, if it is zero, AcceptedAt. A live build of the same key is returned
+// instead. What is returned without an error is on disk. sealed is kept until
+// the build ends and may be nil.
+//
+// ErrFull if the limit of queued builds is reached. After any other error the
+// build may or may not be there; calling again with the same ID is safe.
+func (q *Queue) Submit(ctx context.Context, b build.Build, sealed []byte) (build.Build, error) {
+	if !b.ID.Valid() {
+		return build.Build{}, fmt.Errorf("submit: %q is not a build id", b.ID)
+	}
+	key := b.Key.Digest()
+	turn := q.turn(key)
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return build.Build{}, context.Cause(ctx)
+	}
+	b, err := q.accept(ctx, key, b, sealed)
+	if err != nil && !errors.Is(err, ErrFull) {
+		err = fmt.Errorf("submit build %s: %w", b.ID, q.closed(err))
+	}
+	return b, err
+}
+
+func (q *Queue) accept(ctx context.Context, key string, b build.Build, sealed []byte) (build.Build, error) {
+	if done, err := q.record(ctx, b.ID); err == nil {
+		return done.Build, nil // asked again after an unknown outcome
+	} else if !errors.Is(err, ErrNotFound) {
+		return b, err
+	}
+	for {
+		if l, ok := q.view.key(key); ok && !l.rec.Build.State.Ended() {
+			return l.rec.Build, nil
+		} else if ok {
+			if err := q.retire(ctx, l); err != nil {
+				return b, err
+			}
+		}
+		r, err := q.create(ctx, key, b, sealed)
+		if !errors.Is(err, jetstream.ErrKeyExists) {
+			return r.Build, err
+		}
+		// Another process was first, or an earlier call whose outcome was unknown.
+		if err := q.refresh(ctx, key, 0); err != nil {
+			return b, err
+		}
+		if l, ok := q.view.key(key); r.Sealed && (!ok || l.rec.Build.ID != b.ID) {
+			if err := q.store.tokens.erase(ctx, string(b.ID)); err != nil {
+				return b, fmt.Errorf("erase its token: %w", err)
+			}
+		}
+	}
+}
+
+// turn makes equal submits of this process queue up: one writes, the others
+// then find its build, also when there was room for just one more.
+func (q *Queue) turn(key string) chan struct{} {
+	first, _ := hex.DecodeString(key[:2])
+	return q.submit[first[0]]
+}
+
+// create writes the token before the record: a record is never without it.
+func (q *Queue) create(ctx context.Context, key string, b build.Build, sealed []byte) (record, error) {
+	b.State = build.Queued
+	if b.AcceptedAt.IsZero() {
+		b.AcceptedAt = time.Now().UTC()
+	}
+	r := record{Build: b, Sealed: sealed != nil}
+	data, err := r.encode()
+	if err != nil {
+		return r, err
+	}
+	if !q.view.reserve(q.limit) {
+		return r, ErrFull
+	}
+	defer q.view.release()
+	if r.Sealed {
+		if err := q.store.tokens.put(ctx, string(b.ID), sealed); err != nil {
+			return r, fmt.Errorf("store its token: %w", err)
+		}
+	}
+	rev, err := q.store.live.Create(ctx, key, data)
+	if err != nil {
+		return r, err
+	}
+	return q.take(key, data, rev)
+}
+
+// Get returns the record of a build, live or ended, or ErrNotFound.
+func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
+	if !id.Valid() {
+		return build.Build{}, ErrNotFound
+	}
+	r, err := q.record(ctx, id)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.closed(err))
+	}
+	return r.Build, err
+}
+
+// record looks at the view once more after the store: a build leaves the view
+// only after it has reached "ended", but one may have been submitted meanwhile.
+func (q *Queue) record(ctx context.Context, id build.ID) (record, error) {
+	if l, ok := q.view.id(id); ok {
+		return l.rec, nil
+	}
+	data, _, err := q.store.ended.get(ctx, string(id))
+	if errors.Is(err, ErrNotFound) {
+		if l, ok := q.view.id(id); ok {
+			return l.rec, nil
+		}
+	}
+	if err != nil {
+		return record{}, err
+	}
+	return decode(data)
+}
+
+// Wait blocks until the build has ended and returns its record.
+func (q *Queue) Wait(ctx context.Context, id build.ID) (build.Build, error) {
+	for {
+		b, err := q.Get(ctx, id)
+		if err != nil || b.State.Ended() {
+			return b, err
+		}
+		l, ok := q.view.id(id)
+		if !ok {
+			continue // it has just ended
+		}
+		select {
+		case <-l.ended:
+		case <-ctx.Done():
+			return build.Build{}, context.Cause(ctx)
+		case <-q.ctx.Done():
+			return build.Build{}, ErrClosed
+		}
+	}
+}
+
+// Cancel ends a queued build at once and asks the worker of a running one to
+// stop; use Wait to learn when it has. ErrNotFound or ErrEnded if there is
+// nothing to cancel.
+func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
+	if b, err := q.Get(ctx, id); err != nil {
+		return err
+	} else if b.State.Ended() {
+		return ErrEnded
+	}
+	r, err := q.update(ctx, id, func(r *record) error {
+		switch {
+		case r.Build.State.Ended():
+			return ErrEnded
+		case r.Build.State == build.Queued:
+			r.cancel()
+		default:
+			r.Cancel = true
+		}
+		return nil
+	})
+	if errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) { // it was there a moment ago
+		return ErrEnded
+	}
+	if err != nil {
+		return fmt.Errorf("cancel build %s: %w", id, q.closed(err))
+	}
+	q.settle(ctx, r)
+	return nil
+}
+
+// update applies change to the newest revision of a live record and stores the
+// result, as often as it takes. An error of change is returned as it is; with
+// any other error but ErrNotFound the outcome is unknown.
+func (q *Queue) update(ctx context.Context, id build.ID, change func(*record) error) (record, error) {
+	for {
+		l, ok := q.view.id(id)
+		if !ok {
+			return record{}, ErrNotFound
+		}
+		if l.rec.foreign() {
+			return record{}, errors.New("its record was written by a newer version of Cargo")
+		}
+		r := l.rec
+		if err := change(&r); err != nil {
+			return r, err
+		}
+		data, err := r.encode()
+		if err != nil {
+			return r, err
+		}
+		rev, err := q.store.live.Update(ctx, l.key, data, l.rec.rev)
+		if err == nil {
+			return q.take(l.key, data, rev)
+		}
+		if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+			return r, err
+		}
+		if err := q.refresh(ctx, l.key, l.rec.rev); err != nil {
+			return r, err
+		}
+	}
+}
+
+// refresh reads a live record anew; rev is what the view had.
+func (q *Queue) refresh(ctx context.Context, key string, rev uint64) error {
+	e, err := q.store.live.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		q.view.hide(key, rev)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = q.take(key, e.Value(), e.Revision())
+	return err
+}
+
+// settle retires r if it has ended. That it has is on disk already, so an
+// error here is for tend, which tries again, not for the caller.
+func (q *Queue) settle(ctx context.Context, r record) {
+	if !r.Build.State.Ended() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	if l, ok := q.view.id(r.Build.ID); ok {
+		if err := q.retire(ctx, l); err != nil && q.ctx.Err() == nil {
+			q.log.Warn("ended build stays among the live ones for now", "build", r.Build.ID, "err", err)
+		}
+	}
+}
+
+// retire moves an ended build out of "live". It may be done twice, at once or
+// after a crash between any two of its steps.
+func (q *Queue) retire(ctx context.Context, l live) error {
+	id := string(l.rec.Build.ID)
+	data, err := record{Build: l.rec.Build}.encode()
+	if err != nil {
+		return err
+	}
+	if err := q.store.ended.put(ctx, id, data); err != nil {
+		return fmt.Errorf("store ended build %s: %w", id, err)
+	}
+	if l.rec.Sealed {
+		if err := q.store.tokens.erase(ctx, id); err != nil {
+			return fmt.Errorf("erase the token of build %s: %w", id, err)
+		}
+	}
+	err = q.store.live.Purge(ctx, l.key, jetstream.LastRevision(l.rec.rev), jetstream.PurgeTTL(markerTTL))
+	if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return fmt.Errorf("purge ended build %s: %w", id, err)
+	}
+	q.view.hide(l.key, l.rec.rev)
+	return nil
+}
+
+// closed is ErrClosed in place of whatever the store says after Close.
+func (q *Queue) closed(err error) error {
+	if q.ctx.Err() != nil {
+		return ErrClosed
+	}
+	return err
+}
+
+const (
+	maxPage = 100
+	maxScan = 10_000 // ended records that one List reads
+)
+
+// A Filter selects builds. Its zero value selects all.
+type Filter struct {
+	State      build.State // "" means any
+	PublicOnly bool
+	After      build.ID // the last build of the page before
+	Limit      int      // of the page; 0, or more than 100, means 100
+}
+
+func (f Filter) match(b build.Build) bool {
+	return (f.State == "" || b.State == f.State) && (b.Public || !f.PublicOnly)
+}
+
+// List returns a page of builds and whether there may be more: first the live
+// ones, those accepted last first, then the ended ones, those ended last
+// first. One call looks at the next 10,000 ended builds at most.
+// ErrNotFound if After is not known.
+func (q *Queue) List(ctx context.Context, f Filter) (page []build.Build, more bool, err error) {
+	if f.Limit <= 0 || f.Limit > maxPage {
+		f.Limit = maxPage
+	}
+	all := q.view.all()
+	first := 0
+	var before uint64 // revision in "ended" to go on below; 0 means from the newest
+	if f.After != "" {
+		first = slices.IndexFunc(all, func(l live) bool { return l.rec.Build.ID == f.After }) + 1
+		if first == 0 {
+			first = len(all)
+			if before, err = q.endedAt(ctx, f.After); err != nil {
+				return nil, false, err
+			}
+		}
+	}
+	for _, l := range all[first:] {
+		if !f.match(l.rec.Build) {
+			continue
+		}
+		if len(page) == f.Limit {
+			return page, true, nil
+		}
+		page = append(page, l.rec.Build)
+	}
+	if f.State != "" && !f.State.Ended() {
+		return page, false, nil
+	}
+	page, more, err = q.listEnded(ctx, f, all, before, page)
+	if err != nil {
+		return nil, false, fmt.Errorf("list builds: %w", q.closed(err))
+	}
+	return page, more, nil
+}
+
+func (q *Queue) endedAt(ctx context.Context, id build.ID) (uint64, error) {
+	if !id.Valid() {
+		return 0, ErrNotFound
+	}
+	_, seq, err := q.store.ended.get(ctx, string(id))
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return 0, fmt.Errorf("list builds after %s: %w", id, q.closed(err))
+	}
+	return seq, err
+}
+
+// listEnded fills page from "ended", newest first, without those that were
+// still in the view when the list began.
+func (q *Queue) listEnded(ctx context.Context, f Filter, seen []live, before uint64, page []build.Build) ([]build.Build, bool, error) {
+	info, err := q.store.ended.stream.Info(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	if before == 0 {
+		before = info.State.LastSeq + 1
+	}
+	last := max(info.State.FirstSeq, before-min(before, maxScan), 1)
+	for seq := before - 1; seq >= last; seq-- {
+		m, err := q.store.ended.stream.GetMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		r, err := decode(m.Data)
+		if err != nil {
+			return nil, false, err
+		}
+		if !f.match(r.Build) || slices.ContainsFunc(seen, func(l live) bool { return l.rec.Build.ID == r.Build.ID }) {
+			continue
+		}
+		if len(page) == f.Limit {
+			return page, true, nil
+		}
+		page = append(page, r.Build)
+	}
+	return page, false, nil
+}

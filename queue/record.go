@@ -1,0 +1,75 @@
+package queue
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/monochromegane/cargo/build"
+)
+
+// recordVersion is the newest form of a record that this program may change.
+// A field that an older program may ignore does not raise it.
+const recordVersion = 1
+
+// A record is what is stored of a build. Fields that this program does not
+// know are ignored.
+type record struct {
+	Version int         `json:"v"`
+	Build   build.Build `json:"build"`
+	Sealed  bool        `json:"sealed,omitempty"` // a token of this build is in the stream "tokens"
+	Worker  string      `json:"worker,omitempty"` // who holds the claim
+	Claim   string      `json:"claim,omitempty"`  // names this one claim; kept when its worker finishes
+	Cancel  bool        `json:"cancel,omitempty"` // the worker is asked to stop
+	Lost    int         `json:"lost,omitempty"`   // workers that died under it
+
+	rev uint64 // the revision that it is or was in "live"
+}
+
+func (r record) encode() ([]byte, error) {
+	r.Version = recordVersion
+	data, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encode the record of build %s: %w", r.Build.ID, err)
+	}
+	return data, nil
+}
+
+func decode(data []byte) (record, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return record{}, fmt.Errorf("decode a build's record: %w", err)
+	}
+	return r, nil
+}
+
+// foreign reports whether a newer program wrote r: it is shown, not touched.
+func (r record) foreign() bool { return r.Version > recordVersion }
+
+func (r *record) end(s build.State, reason build.Reason, message string) {
+	r.Build.State, r.Build.Reason, r.Build.Message = s, reason, message
+	r.Build.FinishedAt = time.Now().UTC()
+}
+
+func (r *record) cancel() { r.end(build.Canceled, "", "canceled on request") }
+
+// giveBack makes a running build queued again, or ends it if somebody asked
+// for that meanwhile.
+func (r *record) giveBack() {
+	r.Worker, r.Claim = "", ""
+	if r.Cancel {
+		r.cancel()
+		return
+	}
+	r.Build.State = build.Queued
+	r.Build.StartedAt = time.Time{}
+}
+
+// lose is giveBack for a build whose worker died.
+func (r *record) lose() {
+	r.Lost++
+	r.giveBack()
+	if r.Build.State == build.Queued && r.Lost >= maxLost {
+		r.end(build.Failed, build.ReasonLost, fmt.Sprintf("%d workers died while they built it", r.Lost))
+	}
+}

@@ -1,0 +1,262 @@
+package queue
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/monochromegane/cargo/build"
+)
+
+// A view is the live builds in memory, as far as this process has seen them.
+// Revisions only grow, so it does not matter who tells it of a change first:
+// the writer or the watch.
+type view struct {
+	mu       sync.Mutex
+	byKey    map[string]*entry
+	byID     map[build.ID]*entry
+	counts   map[build.State]int
+	reserved int           // submits on their way
+	arrived  chan struct{} // closed, and replaced, when a build becomes claimable
+}
+
+type entry struct {
+	key   string
+	rec   record
+	seen  time.Time     // when this revision of rec was first seen, on the monotonic clock
+	gone  bool          // purged at a later revision; waits for the watch to say at which
+	ended chan struct{} // closed when the build has ended
+	busy  bool          // a Claim of this process is writing
+	claim *Claim        // what this process holds
+}
+
+func newView() *view {
+	return &view{
+		byKey:   map[string]*entry{},
+		byID:    map[build.ID]*entry{},
+		counts:  map[build.State]int{},
+		arrived: make(chan struct{}),
+	}
+}
+
+// put takes over a record unless a newer one is known.
+func (v *view) put(key string, r record) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := v.byKey[key]
+	if e != nil && r.rev <= e.rec.rev {
+		return
+	}
+	if e != nil && (e.gone || e.rec.Build.ID != r.Build.ID) {
+		v.unlink(e)
+		e = nil
+	}
+	if e == nil {
+		e = &entry{key: key, ended: make(chan struct{})}
+		v.byKey[key], v.byID[r.Build.ID] = e, e
+	} else {
+		v.counts[e.rec.Build.State]--
+	}
+	wasEnded := e.rec.Build.State.Ended()
+	e.rec, e.seen = r, time.Now()
+	v.counts[r.Build.State]++
+	if r.Build.State.Ended() && !wasEnded {
+		close(e.ended)
+	}
+	if e.claim != nil {
+		e.claim.observe(r)
+	}
+	if e.claimable() {
+		v.announce()
+	}
+}
+
+// remove forgets what was purged at rev.
+func (v *view) remove(key string, rev uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.byKey[key]; e != nil && rev > e.rec.rev {
+		v.unlink(e)
+		delete(v.byKey, key)
+	}
+}
+
+// hide is remove when the revision of the purge is not known: a late word of
+// an older revision must not bring the build back.
+func (v *view) hide(key string, rev uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.byKey[key]; e != nil && e.rec.rev == rev {
+		v.unlink(e)
+	}
+}
+
+func (v *view) unlink(e *entry) {
+	if e.gone {
+		return
+	}
+	e.gone = true
+	delete(v.byID, e.rec.Build.ID)
+	v.counts[e.rec.Build.State]--
+	if !e.rec.Build.State.Ended() {
+		close(e.ended)
+	}
+	if e.claim != nil {
+		e.claim.end(ErrLeaseLost)
+	}
+}
+
+func (v *view) announce() {
+	close(v.arrived)
+	v.arrived = make(chan struct{})
+}
+
+func (e *entry) claimable() bool {
+	return !e.gone && !e.busy && e.claim == nil && e.rec.Build.State == build.Queued && !e.rec.foreign()
+}
+
+// A live is what the view knows of one build.
+type live struct {
+	key   string
+	rec   record
+	ended <-chan struct{}
+}
+
+func (e *entry) live() live { return live{key: e.key, rec: e.rec, ended: e.ended} }
+
+func (v *view) key(key string) (live, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.byKey[key]; e != nil && !e.gone {
+		return e.live(), true
+	}
+	return live{}, false
+}
+
+func (v *view) id(id build.ID) (live, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.byID[id]; e != nil {
+		return e.live(), true
+	}
+	return live{}, false
+}
+
+// all are the live builds, those accepted last first.
+func (v *view) all() []live {
+	v.mu.Lock()
+	all := make([]live, 0, len(v.byID))
+	for _, e := range v.byID {
+		all = append(all, e.live())
+	}
+	v.mu.Unlock()
+	slices.SortFunc(all, func(a, b live) int { return -older(a.rec.Build, b.rec.Build) })
+	return all
+}
+
+func older(a, b build.Build) int {
+	return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), cmp.Compare(a.ID, b.ID))
+}
+
+func (v *view) count(s build.State) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.counts[s]
+}
+
+// reserve holds one of limit places for a submit, until release.
+func (v *view) reserve(limit int) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.counts[build.Queued]+v.reserved >= limit {
+		return false
+	}
+	v.reserved++
+	return true
+}
+
+func (v *view) release() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.reserved--
+}
+
+// next is the queued build that was accepted first, no longer claimable until
+// hold; if there is none, arrived is closed when that may have changed.
+func (v *view) next() (_ live, arrived <-chan struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var first *entry
+	for _, e := range v.byID {
+		if e.claimable() && (first == nil || older(e.rec.Build, first.rec.Build) < 0) {
+			first = e
+		}
+	}
+	if first == nil {
+		return live{}, v.arrived
+	}
+	first.busy = true
+	return first.live(), nil
+}
+
+// hold ends what next began: c is the claim, or nil if it came to nothing.
+func (v *view) hold(id build.ID, c *Claim) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := v.byID[id]
+	if e == nil {
+		if c != nil {
+			c.end(ErrLeaseLost)
+		}
+		return
+	}
+	e.busy, e.claim = false, c
+	if c != nil {
+		c.observe(e.rec)
+	} else if e.claimable() {
+		v.announce()
+	}
+}
+
+// drop ends the hold of c.
+func (v *view) drop(c *Claim) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.byID[c.build.ID]; e != nil && e.claim == c {
+		e.claim = nil
+		if e.claimable() {
+			v.announce()
+		}
+	}
+}
+
+// held reports whether this process itself is at work on the build.
+func (e *entry) held() bool { return e.busy || e.claim != nil }
+
+// abandoned are the running builds that nobody in this process holds and for
+// which dead says that their worker is gone.
+func (v *view) abandoned(dead func(r record, unchanged time.Duration) bool) []live {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var found []live
+	for _, e := range v.byID {
+		if e.rec.Build.State == build.Running && !e.held() && !e.rec.foreign() && dead(e.rec, time.Since(e.seen)) {
+			found = append(found, e.live())
+		}
+	}
+	return found
+}
+
+// unretired are the ended builds that were still in "live" some time ago.
+func (v *view) unretired(since time.Duration) []live {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var found []live
+	for _, e := range v.byID {
+		if e.rec.Build.State.Ended() && !e.rec.foreign() && time.Since(e.seen) >= since {
+			found = append(found, e.live())
+		}
+	}
+	return found
+}
