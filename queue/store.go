@@ -67,8 +67,11 @@ func openStore(ctx context.Context, dir string, log *slog.Logger) (_ *store, err
 	}
 	s.server.SetLoggerV2(sl, false, false, false)
 	s.server.Start()
-	if !s.server.ReadyForConnections(startTimeout) || !s.server.JetStreamEnabled() {
-		return nil, fmt.Errorf("start the store: %s", sl.fatal())
+	if why := sl.fatal.Load(); why != nil {
+		return nil, fmt.Errorf("start the store: %s", *why)
+	}
+	if !s.server.ReadyForConnections(startTimeout) {
+		return nil, fmt.Errorf("start the store: not ready after %s", startTimeout)
 	}
 	if s.conn, err = nats.Connect("", nats.InProcessServer(s.server), nats.MaxReconnects(-1),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("queue store", "err", err) })); err != nil {
@@ -187,11 +190,18 @@ func (o once) get(ctx context.Context, name string) (data []byte, seq uint64, er
 // erase overwrites the bytes of name on disk and forgets it.
 func (o once) erase(ctx context.Context, name string) error {
 	_, seq, err := o.get(ctx, name)
-	if err == nil {
-		err = o.stream.SecureDeleteMsg(ctx, seq)
-	}
-	if errors.Is(err, ErrNotFound) || errors.Is(err, jetstream.ErrMsgNotFound) {
+	if errors.Is(err, ErrNotFound) {
 		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = o.stream.SecureDeleteMsg(ctx, seq)
+	if err == nil {
+		return nil
+	}
+	if _, _, again := o.get(ctx, name); errors.Is(again, ErrNotFound) {
+		return nil // somebody else was at it too
 	}
 	return err
 }
@@ -218,29 +228,27 @@ func conflict(err error) bool {
 
 // A serverLog passes on what the embedded server complains of.
 type serverLog struct {
-	log  *slog.Logger
-	last atomic.Pointer[string] // the newest error
+	log   *slog.Logger
+	fatal atomic.Pointer[string] // why the server cannot go on
 }
 
 func (l *serverLog) Noticef(format string, v ...any) {
 	l.log.Debug("queue store", "notice", fmt.Sprintf(format, v...))
 }
+
 func (l *serverLog) Warnf(format string, v ...any) {
 	l.log.Warn("queue store", "warning", fmt.Sprintf(format, v...))
 }
-func (l *serverLog) Errorf(format string, v ...any) { l.keep(fmt.Sprintf(format, v...)) }
-func (l *serverLog) Fatalf(format string, v ...any) { l.keep(fmt.Sprintf(format, v...)) }
-func (l *serverLog) Debugf(string, ...any)          {}
-func (l *serverLog) Tracef(string, ...any)          {}
 
-func (l *serverLog) keep(msg string) {
-	l.last.Store(&msg)
-	l.log.Error("queue store", "err", msg)
+func (l *serverLog) Errorf(format string, v ...any) {
+	l.log.Error("queue store", "err", fmt.Sprintf(format, v...))
 }
 
-func (l *serverLog) fatal() string {
-	if s := l.last.Load(); s != nil {
-		return *s
-	}
-	return fmt.Sprintf("not ready after %s", startTimeout)
+func (l *serverLog) Fatalf(format string, v ...any) {
+	why := fmt.Sprintf(format, v...)
+	l.fatal.Store(&why)
+	l.log.Error("queue store cannot go on", "err", why)
 }
+
+func (l *serverLog) Debugf(string, ...any) {}
+func (l *serverLog) Tracef(string, ...any) {}
