@@ -19,8 +19,17 @@ import (
 )
 
 // gate is the script of the first process: wait for a line, then become the
-// command.
-const gate = `read -r _ && exec "$@"`
+// command. What shells add to the environment themselves, and the step does not
+// set, is taken out again.
+func gate(env []string) string {
+	var added []string
+	for _, name := range []string{"OLDPWD", "PWD", "SHLVL"} {
+		if !sets(env, name) {
+			added = append(added, name)
+		}
+	}
+	return fmt.Sprintf(`unset %s; read -r _ && exec "$@"`, strings.Join(added, " "))
+}
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
@@ -45,7 +54,7 @@ func (e *Executor) createOptions(step executor.Step, image string, volumes []str
 		Name: e.name(step),
 		Config: &container.Config{
 			Image:        image,
-			Entrypoint:   append([]string{"/bin/sh", "-c", gate, "sh"}, step.Args...),
+			Entrypoint:   append([]string{"/bin/sh", "-c", gate(step.Env), "sh"}, step.Args...),
 			Env:          environment(step.Env),
 			WorkingDir:   cmp.Or(step.Dir, "/"),
 			User:         fmt.Sprintf("%d:%d", executor.HostUID, executor.HostUID),
@@ -111,10 +120,15 @@ func (e *Executor) hostConfig(step executor.Step, volumes []string) *container.H
 // environment is the step's, without the HOSTNAME that the daemon adds and
 // containerd does not: a name without a value removes it.
 func environment(env []string) []string {
-	if slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOSTNAME=") }) {
+	if sets(env, "HOSTNAME") {
 		return env
 	}
 	return append(slices.Clone(env), "HOSTNAME")
+}
+
+// sets reports whether env gives a value to name.
+func sets(env []string, name string) bool {
+	return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 }
 
 func ulimits() []*container.Ulimit {

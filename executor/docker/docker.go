@@ -8,7 +8,8 @@
 //     watched before it runs: the container's first process is the image's
 //     /bin/sh, which waits for a line on standard input and then becomes the
 //     command. The image must have /bin/sh, an executable that does not exist is
-//     that shell's exit status 127, and one that cannot be executed its 126.
+//     that shell's exit status 127, and one that cannot be executed its 126. A
+//     variable whose name is no shell identifier may not reach the command.
 //   - There is no user namespace for a single container. The command runs as
 //     [executor.HostUID] on the host itself.
 //   - A bind mount cannot be made nosuid and nodev. Set-user-ID files have no

@@ -1,13 +1,19 @@
 package docker_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/moby/moby/client"
 
 	"github.com/monochromegane/cargo/executor"
@@ -96,4 +102,119 @@ func containers(t *testing.T, owner string) []string {
 	return names
 }
 
-var _ executor.Executor = (*docker.Executor)(nil)
+func TestNewErrors(t *testing.T) {
+	for _, o := range []docker.Options{
+		{},
+		{Owner: "Upper"},
+		{Owner: "a b"},
+		{Owner: "x", Host: "nonsense"},
+		{Owner: "x", APIVersion: "new"},
+		{Owner: "x", Host: "tcp://127.0.0.1:2376", CertPath: t.TempDir()},
+	} {
+		if e, err := docker.New(o); err == nil {
+			e.Close()
+			t.Errorf("New(%+v): no error", o)
+		}
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	host := "unix://" + filepath.Join(t.TempDir(), "none.sock")
+	e, err := docker.New(docker.Options{Owner: owner(), Host: host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	_, pingErr := e.Ping(t.Context())
+	_, reapErr := e.Reap(t.Context())
+	_, imageErr := e.EnsureImage(t.Context(), "golang:1", nil)
+	runErr := e.Run(t.Context(), executor.Step{ID: "x", Image: "x", Args: []string{"true"}})
+	for doing, err := range map[string]error{"Ping": pingErr, "Reap": reapErr, "EnsureImage": imageErr, "Run": runErr} {
+		if !errors.Is(err, executor.ErrUnavailable) || !strings.Contains(err.Error(), host) {
+			t.Errorf("%s = %v, want ErrUnavailable and the host", doing, err)
+		}
+	}
+}
+
+// A daemon that accepts connections and never answers.
+func TestPingHangs(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "mute.sock")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	e, err := docker.New(docker.Options{Owner: owner(), Host: "unix://" + socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if _, err := e.Ping(t.Context()); !errors.Is(err, executor.ErrUnavailable) {
+		t.Errorf("Ping = %v, want ErrUnavailable", err)
+	}
+}
+
+// An image cannot open what the executor shuts: its volumes would be writable
+// and without a bound, its health check would run beside the command.
+func TestImageSettings(t *testing.T) {
+	requireDocker(t)
+	e := newExecutor(t, docker.Options{Owner: owner()})
+	img := uniqueImage(t)
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf = cf.DeepCopy()
+	cf.Config.Entrypoint = []string{"/bin/false"}
+	cf.Config.Cmd = []string{"nonsense"}
+	cf.Config.Volumes = map[string]struct{}{"/cache": {}, "/go": {}}
+	cf.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "true"}, Interval: time.Millisecond}
+	if img, err = mutate.ConfigFile(img, cf); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	writeDockerArchive(t, file, img)
+	held, err := e.EnsureImage(t.Context(), file, nil)
+	forget(t, "", held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := t.TempDir()
+	if err := os.Chown(work, executor.HostUID, executor.HostUID); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	err = e.Run(t.Context(), executor.Step{
+		ID:     "volumes",
+		Image:  held.Ref,
+		Args:   []string{"sh", "-c", "pwd; echo x >/cache/x && echo writable; echo x >/go/x && echo written"},
+		Mounts: []executor.Mount{{Source: work, Target: "/go", Writable: true}},
+		Stdout: &out, Stderr: &errs,
+	})
+	if err != nil || out.String() != "/\nwritten\n" {
+		t.Errorf("Run = %v, stdout %q, stderr %q", err, out.String(), errs.String())
+	}
+}
+
+// Nobody takes the output: the command must end all the same.
+func TestBrokenOutput(t *testing.T) {
+	requireDocker(t)
+	e := newExecutor(t, docker.Options{Owner: owner()})
+	img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("broken")
+	err = e.Run(t.Context(), executor.Step{
+		ID: "broken", Image: img.Ref, Args: []string{"sh", "-c", "head -c 10000000 /dev/zero"},
+		Stdout: writerFunc(func([]byte) (int, error) { return 0, broken }),
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("Run = %v, want the writer's error", err)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

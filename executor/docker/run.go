@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 
 	"github.com/monochromegane/cargo/executor"
@@ -98,6 +99,7 @@ func (e *Executor) attend(ctx context.Context, id string, step executor.Step) er
 	out := copyOutput(stream, step.Stdout, step.Stderr)
 	defer out.close()
 
+	began := time.Now()
 	exits, stop := e.wait(clean, id)
 	defer stop()
 	if err := e.start(clean, id); err != nil {
@@ -129,6 +131,9 @@ func (e *Executor) attend(ctx context.Context, id string, step executor.Step) er
 		err = errors.Join(err, e.fault("read output", oerr))
 	}
 	if err != nil {
+		return err
+	}
+	if err := e.undisturbed(clean, id, began); err != nil {
 		return err
 	}
 	return e.verdict(clean, id, code, counters)
@@ -264,6 +269,31 @@ func (e *Executor) end(ctx context.Context, id string, exits <-chan exit) error 
 	}
 	return fmt.Errorf("docker: container %s still runs %v after SIGKILL", id, killTimeout)
 }
+
+// undisturbed fails if somebody else has sent a signal to the container: a
+// daemon that goes down terminates its containers while it still answers.
+func (e *Executor) undisturbed(ctx context.Context, id string, since time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	list := e.client.Events(ctx, client.EventsListOptions{
+		Since:   timestamp(since),
+		Until:   timestamp(time.Now()),
+		Filters: client.Filters{}.Add("container", id).Add("event", string(events.ActionKill)),
+	})
+	select {
+	case <-list.Messages:
+		return fmt.Errorf("docker: the daemon or somebody through it has ended container %s", id)
+	case err := <-list.Err:
+		if !errors.Is(err, io.EOF) {
+			return e.fault("ask for events", err)
+		}
+		return nil
+	}
+}
+
+// timestamp is the form in which the daemon takes a time: seconds and
+// nanoseconds since 1970.
+func timestamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
 // verdict says what the status of a command means.
 func (e *Executor) verdict(ctx context.Context, id string, code int, counters *sandbox.Counters) error {
