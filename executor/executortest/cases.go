@@ -1,26 +1,78 @@
 package executortest
 
-import "strconv"
-
+// A testCase holds one sentence of the contract, or a few that belong together.
 type testCase struct {
 	name string
 	run  func(*run)
 }
 
 var cases = []testCase{
+	{"Ping", testPing},
+
 	{"ExitZero", testExitZero},
 	{"ExitStatus", testExitStatus},
-}
+	{"ExitSignal", testExitSignal},
+	{"CommandMissing", testCommandMissing},
+	{"ImageMissing", testImageMissing},
+	{"LeftRunning", testLeftRunning},
 
-func testExitZero(r *run) {
-	if out := r.output(r.step("echo hello")); out != "hello\n" {
-		r.Errorf("stdout %q", out)
-	}
-}
+	{"Args", testArgs},
+	{"Env", testEnv},
+	{"Dir", testDir},
+	{"DirDefault", testDirDefault},
+	{"Stdin", testStdin},
 
-func testExitStatus(r *run) {
-	for _, code := range []int{1, 2, 42, 126, 127, 255} {
-		_, _, err := r.run(r.Context(), r.step("exit "+strconv.Itoa(code)))
-		r.exits(err, code)
-	}
+	{"Streams", testStreams},
+	{"OutputAsItAppears", testOutputAsItAppears},
+	{"OutputComplete", testOutputComplete},
+	{"OutputLongLine", testOutputLongLine},
+	{"OutputOnFailure", testOutputOnFailure},
+	{"OutputNoneAfterRun", testOutputNoneAfterRun},
+	{"OutputDiscarded", testOutputDiscarded},
+	{"OutputWriterFails", testOutputWriterFails},
+	{"OutputOneWriter", testOutputOneWriter},
+
+	{"MountReadOnly", testMountReadOnly},
+	{"MountWritable", testMountWritable},
+	{"MountFlags", testMountFlags},
+	{"MountForeignFiles", testMountForeignFiles},
+	{"MountMissing", testMountMissing},
+
+	{"CancelTerm", testCancelTerm},
+	{"CancelKill", testCancelKill},
+	{"CancelBefore", testCancelBefore},
+	{"CancelWhenever", testCancelWhenever},
+	{"Deadline", testDeadline},
+
+	{"OutOfMemory", testOutOfMemory},
+	{"OutOfMemoryChild", testOutOfMemoryChild},
+	{"OutOfMemorySurvived", testOutOfMemorySurvived},
+	{"ForkBomb", testForkBomb},
+	{"TooManyProcesses", testTooManyProcesses},
+	{"TooManyProcessesSurvived", testTooManyProcessesSurvived},
+	{"CPUs", testCPUs},
+	{"TmpBounded", testTmpBounded},
+
+	{"Door", testDoor},
+	{"DoorOnCancel", testDoorOnCancel},
+	{"DoorUnused", testDoorUnused},
+
+	{"NoNetwork", testNoNetwork},
+	{"NoHostLoopback", testNoHostLoopback},
+	{"NoAbstractSocket", testNoAbstractSocket},
+
+	{"Unprivileged", testUnprivileged},
+	{"SetuidPowerless", testSetuidPowerless},
+	{"RootReadOnly", testRootReadOnly},
+	{"TmpUsable", testTmpUsable},
+	{"NoSys", testNoSys},
+	{"ProcMasked", testProcMasked},
+	{"Devices", testDevices},
+	{"OwnProcessesOnly", testOwnProcessesOnly},
+	{"SyscallsDenied", testSyscallsDenied},
+
+	{"IDReused", testIDReused},
+	{"Concurrent", testConcurrent},
+	{"ReapNothing", testReapNothing},
+	{"ReapAfterKill", testReapAfterKill},
 }

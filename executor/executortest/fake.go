@@ -79,7 +79,8 @@ func (f *Fake) Run(ctx context.Context, step executor.Step) error {
 		return canceled(ctx)
 	}
 	p := Process{Step: step}
-	p.Stdout, p.Stderr = orDiscard(step.Stdout), orDiscard(step.Stderr)
+	var writing sync.Mutex // the writers may be one
+	p.Stdout, p.Stderr = &lockedWriter{&writing, step.Stdout}, &lockedWriter{&writing, step.Stderr}
 	if step.Door != nil {
 		addr, shut, err := openDoor(step.Door)
 		if err != nil {
@@ -220,9 +221,17 @@ func hostPath(mounts []executor.Mount, name string) string {
 
 func canceled(ctx context.Context) error { return fmt.Errorf("canceled: %w", context.Cause(ctx)) }
 
-func orDiscard(w io.Writer) io.Writer {
-	if w == nil {
-		return io.Discard
+// A lockedWriter lets one Write through at a time.
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer // nil discards
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.w == nil {
+		return len(p), nil
 	}
-	return w
+	return l.w.Write(p)
 }

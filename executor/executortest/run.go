@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -82,4 +83,36 @@ func clip(s string) string {
 		return fmt.Sprintf("%s … (%d bytes)", s[:most], len(s))
 	}
 	return s
+}
+
+// start starts the step and returns when it has written text. wait waits for
+// Run to return and returns the standard output.
+func (r *run) start(ctx context.Context, step executor.Step, text string) (wait func() (stdout string, err error)) {
+	r.Helper()
+	w := newWatcher(text)
+	step.Stdout = w
+	done := make(chan error, 1)
+	go func() { done <- r.Executor.Run(ctx, step) }()
+	select {
+	case <-w.seen:
+	case err := <-done:
+		r.Fatalf("Run = %v before the step wrote %q; stdout %q", err, text, w)
+	}
+	return func() (string, error) { err := <-done; return w.String(), err }
+}
+
+// writableDir is an empty directory that a step can write to.
+func (r *run) writableDir() string {
+	r.Helper()
+	dir := r.TempDir()
+	if os.Getuid() == 0 {
+		if err := os.Chown(dir, executor.HostUID, executor.HostUID); err != nil {
+			r.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func mountAt(target, source string, readOnly bool) []executor.Mount {
+	return []executor.Mount{{Source: source, Target: target, Writable: !readOnly}}
 }
