@@ -270,10 +270,10 @@ func plain(at string) string {
 var errChanged = errors.New("changed while it was collected")
 
 // open opens the regular file that Lstat of name described as info, and
-// nothing else: Root follows links that stay inside it even with O_NOFOLLOW.
-// O_NONBLOCK keeps a FIFO from blocking the open.
+// nothing else: Root follows links that stay inside it, even with O_NOFOLLOW,
+// so the file is compared. O_NONBLOCK keeps a FIFO from blocking the open.
 func open(d *os.Root, name string, info fs.FileInfo) (*os.File, error) {
-	f, err := d.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	f, err := d.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -115,7 +115,7 @@ func TestCollectTakesWhatTheBuildAdded(t *testing.T) {
 				"app": linuxAMD64, "x.o": string(elfSample{kind: elf.ET_REL, machine: elf.EM_AARCH64}.bytes()),
 				"x.so":  string(elfSample{kind: elf.ET_DYN, machine: elf.EM_AARCH64, segment: elf.PT_DYNAMIC, content: make([]byte, 32)}.bytes()),
 				"x.a":   "!<arch>\n",
-				"x.dll": string(peSample(0x8664, 0x2022)), "X.class": "\xca\xfe\xba\xbe\x00\x00\x00\x34", "short": "\x7fELF", "empty": "",
+				"x.dll": string(peSample(0x8664, 0x2022)), "X.class": string(javaClass()), "short": "\x7fELF", "empty": "",
 			},
 			o:    artifact.CollectOptions{Ignored: ignoring("x.o")},
 			want: []string{"X.class", "app*", "empty", "short", "x.a", "x.dll", "x.so"},

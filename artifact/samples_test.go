@@ -130,6 +130,14 @@ func universalSample(slices ...[]byte) []byte {
 	return append(b.Bytes(), bytes.Join(slices, nil)...)
 }
 
+// javaClass has the magic number of a universal binary and Java 8's version,
+// and bytes that would make sense as one.
+func javaClass() []byte {
+	b := universalSample(machoSample(cpuAMD64, 2, 1))
+	b[7] = 52
+	return b
+}
+
 func peSample(machine, flags uint16) []byte {
 	b := make([]byte, 64+24)
 	copy(b, "MZ")

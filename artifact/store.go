@@ -111,6 +111,9 @@ func (s *Store) put(ctx context.Context, m Meta, limit int64, write func(io.Writ
 	if err != nil {
 		return m, err
 	}
+	if err := context.Cause(ctx); err != nil {
+		return m, err // from here on it is a matter of milliseconds
+	}
 	if err := blob.commit(m.Artifact.SHA256); err != nil {
 		return m, err
 	}
@@ -120,9 +123,6 @@ func (s *Store) put(ctx context.Context, m Meta, limit int64, write func(io.Writ
 	}
 	defer meta.discard()
 	if _, err := meta.Write(append(text, '\n')); err != nil {
-		return m, err
-	}
-	if err := context.Cause(ctx); err != nil {
 		return m, err
 	}
 	return m, meta.commit(m.Key.Slot() + ".json")
