@@ -85,11 +85,15 @@ func (e *Executor) hostConfig(step executor.Step, volumes []string) *container.H
 		UsernsMode:     "host", // a daemon with userns-remap would shift HostUID
 		LogConfig:      container.LogConfig{Type: "none"},
 		OomScoreAdj:    sandbox.OOMScoreAdj,
-		MaskedPaths:    append(sandbox.MaskedPaths(), "/sys", "/dev/mqueue"),
+		MaskedPaths:    append(sandbox.MaskedPaths(), "/sys"), // hides the mount point of /sys/fs/cgroup, see Tmpfs
 		ReadonlyPaths:  sandbox.ReadonlyPaths(),
 		Init:           new(bool), // the command is the first process, whatever the daemon's default
 		Tmpfs: map[string]string{
 			"/tmp": fmt.Sprintf("rw,exec,nosuid,nodev,mode=1777,size=%d", limits.Tmp),
+			// In the place of what the daemon would mount there.
+			"/sys":           empty,
+			"/sys/fs/cgroup": empty,
+			"/dev/mqueue":    empty,
 		},
 		Resources: container.Resources{
 			Memory:     limits.Memory,
@@ -112,10 +116,13 @@ func (e *Executor) hostConfig(step executor.Step, volumes []string) *container.H
 		if _, ok := host.Tmpfs[v]; ok || slices.ContainsFunc(step.Mounts, func(m executor.Mount) bool { return m.Target == v }) {
 			continue
 		}
-		host.Tmpfs[v] = "ro,nosuid,nodev" // the daemon would mount a writable volume without a bound there
+		host.Tmpfs[v] = empty // the daemon would mount a writable volume without a bound there
 	}
 	return host
 }
+
+// empty are the options of a tmpfs that stays empty.
+const empty = "ro,nosuid,nodev,noexec,mode=755,size=4k"
 
 // environment is the step's, without the HOSTNAME that the daemon adds and
 // containerd does not: a name without a value removes it.

@@ -33,6 +33,9 @@ func TestConformance(t *testing.T) {
 			Executor:  e,
 			Image:     img,
 			Leftovers: func(t *testing.T) []string { return containers(t, owner) },
+			NotApplicable: map[string]string{
+				"MountFlags": "the Docker API has no nosuid and nodev for a bind mount; see the package's comment",
+			},
 		}
 	})
 }
@@ -194,24 +197,6 @@ func TestImageSettings(t *testing.T) {
 	})
 	if err != nil || out.String() != "/\nwritten\n" {
 		t.Errorf("Run = %v, stdout %q, stderr %q", err, out.String(), errs.String())
-	}
-}
-
-// Nobody takes the output: the command must end all the same.
-func TestBrokenOutput(t *testing.T) {
-	requireDocker(t)
-	e := newExecutor(t, docker.Options{Owner: owner()})
-	img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	broken := errors.New("broken")
-	err = e.Run(t.Context(), executor.Step{
-		ID: "broken", Image: img.Ref, Args: []string{"sh", "-c", "head -c 10000000 /dev/zero"},
-		Stdout: writerFunc(func([]byte) (int, error) { return 0, broken }),
-	})
-	if !errors.Is(err, broken) {
-		t.Errorf("Run = %v, want the writer's error", err)
 	}
 }
 

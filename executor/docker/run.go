@@ -338,7 +338,7 @@ func (o *output) drain() error {
 	defer timer.Stop()
 	select {
 	case <-o.done:
-		return errors.Join(o.err, o.stdout.err, o.stderr.err)
+		return o.err
 	case <-timer.C:
 		return fmt.Errorf("no end of it %v after the command has ended", drainTimeout)
 	}
@@ -349,16 +349,15 @@ func (o *output) close() {
 	<-o.done
 }
 
-// A sink writes to w, or nowhere, and after the first error drops what comes:
-// a container whose output nobody takes would hang.
-type sink struct {
-	w   io.Writer
-	err error
-}
+// A sink writes to w until that fails, and drops the rest: a command whose
+// output nobody takes would hang. The error is the business of whoever owns w.
+type sink struct{ w io.Writer }
 
 func (s *sink) Write(p []byte) (int, error) {
-	if s.w != nil && s.err == nil {
-		_, s.err = s.w.Write(p)
+	if s.w != nil {
+		if _, err := s.w.Write(p); err != nil {
+			s.w = nil
+		}
 	}
 	return len(p), nil
 }
