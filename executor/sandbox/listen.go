@@ -20,23 +20,31 @@ func Listen(nsPath, addr string) (net.Listener, error) {
 	}
 	defer ns.Close()
 
-	type result struct {
-		ln  net.Listener
-		err error
+	var ln net.Listener
+	onSpareThread(func() { ln, err = listenIn(int(ns.Fd()), addr) })
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s in %s: %w", addr, nsPath, err)
 	}
-	done := make(chan result)
+	return ln, nil
+}
+
+// onSpareThread runs f on a thread that ends with it, so that no other code
+// can come to run in the namespace that f has entered.
+func onSpareThread(f func()) {
+	done := make(chan struct{})
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, so no other
-		// code can come to run in the foreign namespace.
+		defer close(done)
 		runtime.LockOSThread()
-		ln, err := listenIn(int(ns.Fd()), addr)
-		done <- result{ln, err}
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return // still locked, so the thread ends
+		}
+		// The main thread never ends, and /proc/self is about it. While it is
+		// held here, f gets another.
+		onSpareThread(f)
+		runtime.UnlockOSThread()
 	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("listen on %s in %s: %w", addr, nsPath, r.err)
-	}
-	return r.ln, nil
+	<-done
 }
 
 // listenIn moves the calling thread into the namespace for good.
