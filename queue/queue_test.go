@@ -448,22 +448,6 @@ func TestLeaseOfAnotherWorkerRunsOut(t *testing.T) {
 	finish(t, c, build.Succeeded)
 }
 
-func TestClaimIsRenewed(t *testing.T) {
-	const lease = 2 * time.Second
-	q := open(t, queue.Options{Dir: t.TempDir(), Lease: lease})
-	submit(t, q, newBuild("v1"), nil)
-	c := claim(t, q)
-	select {
-	case <-c.Context().Done():
-		t.Fatalf("the claim ended: %v", context.Cause(c.Context()))
-	case <-time.After(lease * 5 / 4): // the time itself is what is tested
-	}
-	if q.Running() != 1 {
-		t.Error("the build was taken from a worker that renews")
-	}
-	finish(t, c, build.Succeeded)
-}
-
 func TestCloseEndsWaitsAndClaims(t *testing.T) {
 	q := open(t, queue.Options{Dir: t.TempDir()})
 	b := submit(t, q, newBuild("v1"), nil)

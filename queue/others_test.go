@@ -1,0 +1,217 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/monochromegane/cargo/build"
+)
+
+// These tests play another process, older or newer, that writes to the same
+// store; the lock keeps a real one out.
+
+func openTest(t *testing.T, lease time.Duration) *Queue {
+	t.Helper()
+	q, err := Open(t.Context(), Options{Dir: t.TempDir(), Worker: "w", Lease: lease, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = q.Close() })
+	return q
+}
+
+func testBuild() build.Build {
+	return build.Build{ID: build.NewID(), Key: build.Key{Commit: "c", Image: "i"}}
+}
+
+func claimed(t *testing.T, q *Queue) *Claim {
+	t.Helper()
+	if _, err := q.Submit(t.Context(), testBuild(), nil); err != nil {
+		t.Fatal(err)
+	}
+	c, err := q.Claim(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func ends(t *testing.T, c *Claim, want error) {
+	t.Helper()
+	select {
+	case <-c.Context().Done():
+	case <-time.After(time.Minute):
+		t.Fatal("the claim goes on")
+	}
+	if cause := context.Cause(c.Context()); !errors.Is(cause, want) {
+		t.Errorf("cause = %v, want %v", cause, want)
+	}
+}
+
+// write stores a record as another process would, whatever its form.
+func write(t *testing.T, q *Queue, key string, rec any) {
+	t.Helper()
+	data, err := json.Marshal(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.store.live.Put(t.Context(), key, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestClaimIsRenewed(t *testing.T) {
+	q := openTest(t, 6*time.Second)
+	c := claimed(t, q)
+	w, err := q.store.live.WatchAll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Stop() }()
+	renewals := -1 // the claim itself
+	for e := range w.Updates() {
+		if e == nil {
+			continue
+		}
+		if renewals++; renewals == 2 {
+			break
+		}
+	}
+	if c.Context().Err() != nil || q.Running() != 1 {
+		t.Errorf("the renewed claim ended: %v", context.Cause(c.Context()))
+	}
+}
+
+func TestAnotherWorkerTakesTheBuild(t *testing.T) {
+	q := openTest(t, 0)
+	c := claimed(t, q)
+	l, _ := q.view.id(c.build.ID)
+	theirs := l.rec
+	theirs.Worker, theirs.Claim = "other", "other's"
+	write(t, q, l.key, theirs)
+	ends(t, c, ErrLeaseLost)
+	b := c.Build()
+	b.State = build.Succeeded
+	if err := c.Finish(t.Context(), b); !errors.Is(err, ErrLeaseLost) {
+		t.Errorf("Finish = %v, want ErrLeaseLost", err)
+	}
+	if got, err := q.Get(t.Context(), b.ID); err != nil || got.State != build.Running {
+		t.Errorf("the other worker's build is %s, %v", got.State, err)
+	}
+}
+
+// The loser of a race for the lease may learn of it only from its own write.
+func TestFinishIsACompareAndSet(t *testing.T) {
+	q := openTest(t, 0)
+	b, err := q.Submit(t.Context(), testBuild(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _ := q.view.id(b.ID)
+	deaf := &Queue{store: q.store, view: newView(), lease: q.lease, worker: "deaf", log: q.log, ctx: q.ctx} // has no watch
+	deaf.view.put(l.key, l.rec)
+	c, err := deaf.Claim(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.refresh(t.Context(), l.key, 0); err != nil {
+		t.Fatal(err)
+	}
+	l, _ = q.view.id(b.ID)
+	if err := q.lose(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	b = c.Build()
+	b.State = build.Succeeded
+	if err := c.Finish(t.Context(), b); !errors.Is(err, ErrLeaseLost) {
+		t.Errorf("Finish = %v, want ErrLeaseLost", err)
+	}
+	if got, err := q.Get(t.Context(), b.ID); err != nil || got.State != build.Queued {
+		t.Errorf("the build is %s, %v; want queued", got.State, err)
+	}
+}
+
+func TestStoreDoesNotAnswer(t *testing.T) {
+	q := openTest(t, time.Second)
+	c := claimed(t, q)
+	q.store.conn.Close()
+	ends(t, c, ErrLeaseLost)
+	b := c.Build()
+	b.State = build.Succeeded
+	if err := c.Finish(t.Context(), b); !errors.Is(err, ErrLeaseLost) {
+		t.Errorf("Finish = %v, want ErrLeaseLost", err)
+	}
+}
+
+func TestAnotherProcessSubmittedFirst(t *testing.T) {
+	q := openTest(t, 0)
+	theirs, ours := testBuild(), testBuild()
+	theirs.State, theirs.AcceptedAt = build.Queued, time.Now().UTC()
+	write(t, q, theirs.Digest(), record{Version: 1, Build: theirs})
+	got, err := q.Submit(t.Context(), ours, []byte("sealed"))
+	if err != nil || got.ID != theirs.ID {
+		t.Errorf("Submit = %s, %v; want %s", got.ID, err, theirs.ID)
+	}
+	if names, err := q.store.tokens.names(t.Context()); err != nil || len(names) != 0 {
+		t.Errorf("tokens left: %v, %v", names, err)
+	}
+}
+
+// The first call had an unknown outcome: its record is there, unseen as yet.
+func TestSubmitAgainKeepsTheToken(t *testing.T) {
+	q := openTest(t, 0)
+	b := testBuild()
+	b.State = build.Queued
+	if err := q.store.tokens.put(t.Context(), string(b.ID), []byte("sealed")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, q, b.Digest(), record{Version: 1, Build: b, Sealed: true})
+	if got, err := q.Submit(t.Context(), b, []byte("sealed again")); err != nil || got.ID != b.ID {
+		t.Fatalf("Submit = %s, %v", got.ID, err)
+	}
+	if c, err := q.Claim(t.Context()); err != nil || string(c.Sealed()) != "sealed" {
+		t.Errorf("Claim = %q, %v", c.Sealed(), err)
+	}
+}
+
+func TestRecordsOfNewerPrograms(t *testing.T) {
+	q := openTest(t, 0)
+	b := testBuild()
+	b.State = build.Queued
+	write(t, q, b.Digest(), map[string]any{"v": 1, "build": b, "priority": 3, "tags": []string{"x"}})
+	c, err := q.Claim(t.Context()) // waits for the watch to bring it
+	if err != nil || c.Build().ID != b.ID {
+		t.Fatalf("a field that is not known: %v", err)
+	}
+	if err := c.Requeue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	foreign := testBuild()
+	foreign.State, foreign.Version = build.Queued, "v2"
+	write(t, q, foreign.Digest(), map[string]any{"v": recordVersion + 1, "build": foreign})
+	if c, err = q.Claim(t.Context()); err != nil || c.Build().ID != b.ID {
+		t.Fatalf("Claim = %v", err)
+	}
+	for deadline := time.Now().Add(time.Minute); q.Depth() != 1; { // until the watch has brought it
+		if time.Now().After(deadline) {
+			t.Fatal("the record of a newer program is not seen")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if c, err := q.Claim(ctx); err == nil {
+		t.Errorf("claimed build %s of a newer program", c.Build().ID)
+	}
+	if got, err := q.Get(t.Context(), foreign.ID); err != nil || got.ID != foreign.ID {
+		t.Errorf("Get = %s, %v", got.ID, err)
+	}
+	if err := q.Cancel(t.Context(), foreign.ID); err == nil {
+		t.Error("Cancel changed a record of a newer program")
+	}
+}
