@@ -186,8 +186,8 @@ func (r *Repository) Object(kind string, content []byte) string {
 		return id
 	}
 	var b bytes.Buffer
-	z := zlib.NewWriter(&b)
-	_, _ = z.Write(raw) // into memory: cannot fail
+	z, _ := zlib.NewWriterLevel(&b, zlib.BestSpeed) // the level is valid, and writing to memory
+	_, _ = z.Write(raw)                             // cannot fail
 	_ = z.Close()
 	r.write(name, b.Bytes())
 	return id
