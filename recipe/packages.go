@@ -25,6 +25,7 @@ const (
 	maxEntries = 100_000  // names in the directories that are looked into
 	maxSource  = 64 << 20 // bytes of Go files
 	maxFile    = 1 << 20  // bytes of one Go file; of a longer one only these
+	maxParsed  = 4 << 20  // bytes of Go files that are parsed whole; nested deep, each takes a second
 	maxDepth   = 32       // directories in each other
 	maxMains   = 256      // programs of one repository
 )
@@ -64,7 +65,7 @@ type scanner struct {
 	context gobuild.Context
 	opened  []byte // what context reads next
 
-	entries, source int
+	entries, source, parsed int
 
 	mains  []mainPackage
 	nested []string // directories with a go.mod of their own
@@ -150,7 +151,19 @@ func (s *scanner) program(dir string) (*mainPackage, error) {
 	if main == nil {
 		return nil, nil
 	}
-	return &mainPackage{dir: dir, vars: stringVars(main)}, nil
+	return &mainPackage{dir: dir, vars: s.variables(main)}, nil
+}
+
+// variables are the variables to set in a program; none for programs that come
+// after more source than is parsed.
+func (s *scanner) variables(main [][]byte) []string {
+	for _, content := range main {
+		s.parsed += len(content)
+	}
+	if s.parsed > maxParsed {
+		return nil
+	}
+	return stringVars(main)
 }
 
 // packageOf is the name in the package clause of a file that is built for the

@@ -334,6 +334,21 @@ func TestVariables(t *testing.T) {
 	}
 }
 
+func TestPlanningIsBounded(t *testing.T) {
+	deep := "package main\n\nvar x = " + strings.Repeat("(", 90_000) + "1" + strings.Repeat(")", 90_000) + "\n"
+	files := map[string]string{"go.mod": gomod, "a.go": "package main\n\nvar version string\n\nfunc main() {}\n"}
+	for i := range 40 {
+		files[fmt.Sprintf("x%d.go", i)] = deep
+	}
+	p, err := recipe.For(newTree(t, t.TempDir(), files), linux, commit, "/out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(p.Steps[0].Args, "-ldflags") {
+		t.Error("all of it was parsed")
+	}
+}
+
 func FuzzFor(f *testing.F) {
 	for _, s := range []string{
 		hello, "//go:build linux\n\npackage main\nvar version, commit = \"a\", `b`\n", "package main\nvar (\nversion string = ((\"x\"))\n)",
