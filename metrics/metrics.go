@@ -1,0 +1,198 @@
+// Package metrics counts and times what Cargo does, for Prometheus. The labels
+// have few values, all known beforehand: no repository, version, user or id.
+// docs/metrics.md lists the metrics.
+package metrics
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Options are what the metrics are made of. The slices are the values that a
+// label may have; any other becomes "other".
+type Options struct {
+	QueueDepth func() float64 // builds accepted and not yet started, read at each scrape; nil for none
+	Running    func() float64 // builds under way, likewise
+
+	Version, Commit, GoVersion string
+
+	Executors []string
+	Results   []string
+	Phases    []string
+	Routes    []string
+}
+
+// Metrics has a registry of its own. Its methods are safe for concurrent use.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	executors, results, phases, routes values
+
+	builds        *prometheus.CounterVec
+	buildDuration *prometheus.HistogramVec
+	buildQueue    prometheus.Histogram
+	buildPhase    *prometheus.HistogramVec
+	requests      *prometheus.CounterVec
+	requestTime   *prometheus.HistogramVec
+	artifactBytes *prometheus.CounterVec
+}
+
+// New returns Metrics whose series start at zero, so that the first event is a
+// rise too.
+func New(o Options) *Metrics {
+	m := &Metrics{
+		registry:  prometheus.NewPedanticRegistry(),
+		executors: set(o.Executors), results: set(o.Results), phases: set(o.Phases), routes: set(o.Routes),
+		builds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cargo_builds_total", Help: "Builds that ended, by how they ended.",
+		}, []string{"result"}),
+		buildDuration: prometheus.NewHistogramVec(
+			histogram("cargo_build_duration_seconds", "Time from the start of a build to its end.", 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800),
+			[]string{"executor", "result"}),
+		buildQueue: prometheus.NewHistogram(
+			histogram("cargo_build_queue_seconds", "Time from the acceptance of a build to its start.", .1, .5, 1, 2.5, 5, 15, 60, 300, 900, 3600)),
+		buildPhase: prometheus.NewHistogramVec(
+			histogram("cargo_build_phase_seconds", "Time that a phase of a build took.", .01, .05, .1, .5, 1, 5, 20, 80, 320, 900),
+			[]string{"phase"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cargo_http_requests_total", Help: "HTTP requests answered, by route and status code.",
+		}, []string{"route", "code"}),
+		requestTime: prometheus.NewHistogramVec(
+			histogram("cargo_http_request_duration_seconds", "Time from an HTTP request to the end of its answer.", .001, .005, .01, .05, .1, .5, 1, 5, 30, 300),
+			[]string{"route"}),
+		artifactBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cargo_artifact_bytes_total", Help: "Bytes of archives stored and served.",
+		}, []string{"direction"}),
+	}
+	m.registry.MustRegister(
+		gauge("cargo_queue_depth", "Builds accepted but not yet started.", o.QueueDepth),
+		gauge("cargo_builds_running", "Builds under way.", o.Running),
+		m.builds, m.buildDuration, m.buildQueue, m.buildPhase, m.requests, m.requestTime, m.artifactBytes,
+		info(o), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	m.initialise(o)
+	return m
+}
+
+// histogram has classic buckets, and native ones for servers that ask for them.
+func histogram(name, help string, buckets ...float64) prometheus.HistogramOpts {
+	return prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: buckets,
+		NativeHistogramBucketFactor:     1.1,
+		NativeHistogramMaxBucketNumber:  100,
+		NativeHistogramMinResetDuration: time.Hour,
+	}
+}
+
+func gauge(name, help string, read func() float64) prometheus.GaugeFunc {
+	if read == nil {
+		read = func() float64 { return 0 }
+	}
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+}
+
+func info(o Options) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "cargo_build_info", Help: "What this server was built from; always 1.",
+		ConstLabels: prometheus.Labels{"version": o.Version, "commit": o.Commit, "goversion": o.GoVersion},
+	}, func() float64 { return 1 })
+}
+
+const (
+	stored = "stored"
+	served = "served"
+)
+
+// initialise makes the series there will be. Of the status codes, which differ
+// from route to route, it makes the two that success and alerts are about.
+func (m *Metrics) initialise(o Options) {
+	for _, result := range o.Results {
+		m.builds.WithLabelValues(result)
+		for _, executor := range o.Executors {
+			m.buildDuration.WithLabelValues(executor, result)
+		}
+	}
+	for _, phase := range o.Phases {
+		m.buildPhase.WithLabelValues(phase)
+	}
+	for _, route := range o.Routes {
+		m.requestTime.WithLabelValues(route)
+		for _, code := range []int{http.StatusOK, http.StatusInternalServerError} {
+			m.requests.WithLabelValues(route, strconv.Itoa(code))
+		}
+	}
+	for _, direction := range []string{stored, served} {
+		m.artifactBytes.WithLabelValues(direction)
+	}
+}
+
+// BuildEnded counts a build that waited for its start, then ran for took.
+func (m *Metrics) BuildEnded(executor, result string, queued, took time.Duration) {
+	executor, result = m.executors.or(executor), m.results.or(result)
+	m.builds.WithLabelValues(result).Inc()
+	m.buildDuration.WithLabelValues(executor, result).Observe(seconds(took))
+	m.buildQueue.Observe(seconds(queued))
+}
+
+// PhaseEnded times a phase of a build, whether it went well or not.
+func (m *Metrics) PhaseEnded(phase string, took time.Duration) {
+	m.buildPhase.WithLabelValues(m.phases.or(phase)).Observe(seconds(took))
+}
+
+// RequestEnded counts an HTTP request by the pattern of its route.
+func (m *Metrics) RequestEnded(route string, code int, took time.Duration) {
+	route = m.routes.or(route)
+	status := other
+	if 100 <= code && code <= 599 {
+		status = strconv.Itoa(code)
+	}
+	m.requests.WithLabelValues(route, status).Inc()
+	m.requestTime.WithLabelValues(route).Observe(seconds(took))
+}
+
+// ArtifactStored counts the bytes of an archive that a build made.
+func (m *Metrics) ArtifactStored(bytes int64) {
+	m.artifactBytes.WithLabelValues(stored).Add(float64(max(bytes, 0)))
+}
+
+// ArtifactServed counts the bytes of an archive that were sent to a client.
+func (m *Metrics) ArtifactServed(bytes int64) {
+	m.artifactBytes.WithLabelValues(served).Add(float64(max(bytes, 0)))
+}
+
+// seconds is d, or zero where a clock that was set back made it negative.
+func seconds(d time.Duration) float64 { return max(d, 0).Seconds() }
+
+// maxScrapes bounds how many scrapes are answered at once.
+const maxScrapes = 8
+
+// Handler serves the metrics in the format that the client asks for: text,
+// OpenMetrics or protobuf, which alone carries native histograms.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: maxScrapes})
+}
+
+// other is the label of what is not in the closed set.
+const other = "other"
+
+type values map[string]struct{}
+
+func set(vs []string) values {
+	s := make(values, len(vs))
+	for _, v := range vs {
+		s[v] = struct{}{}
+	}
+	return s
+}
+
+func (s values) or(v string) string {
+	if _, ok := s[v]; ok {
+		return v
+	}
+	return other
+}
