@@ -1,0 +1,263 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/monochromegane/cargo/artifact"
+	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/gitsrc"
+	"github.com/monochromegane/cargo/queue"
+	"github.com/monochromegane/cargo/recipe"
+)
+
+// A job is one claimed build on its way through the phases.
+type job struct {
+	*Worker
+	build build.Build
+	claim *queue.Claim
+	log   *buildlog.Writer
+	root  *os.Root // the workspace; a build can change what is below goDir, never this
+
+	tree *gitsrc.Tree
+	plan recipe.Plan
+	out  *os.Root // what plan.Out or the tree is on the host
+	made artifact.Collected
+}
+
+// goDir is the one directory of the workspace that a container sees, as goPath.
+const (
+	goDir  = "go"
+	goPath = "/go"
+	outDir = goPath + "/out"
+)
+
+// maxTries is how often a build is tried when it is our side that breaks.
+const maxTries = 3
+
+// tryPause is the pause before the second try; it doubles with each.
+const tryPause = time.Second
+
+// work takes a claimed build to its end and says so to the queue.
+func (w *Worker) work(builds context.Context, claim *queue.Claim) {
+	j := &job{Worker: w, build: claim.Build(), claim: claim}
+	log := w.Log.With("build", j.build.ID, "repo", j.build.Repository.String(), "ref", j.build.Version, "platform", j.build.Platform())
+	log.Info("build started")
+
+	ctx, cancel := context.WithCancelCause(claim.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(builds, func() { cancel(context.Cause(builds)) })()
+
+	err := j.try(ctx, cancel)
+	v := w.judge(err)
+	level := slog.LevelInfo
+	if v.ours {
+		level = slog.LevelError
+	}
+	log.Log(ctx, level, "build ended", "state", v.state, "reason", v.reason, "err", err)
+	if err := j.end(ctx, v); err != nil {
+		log.Error("cannot record the end of a build", "err", err)
+	}
+}
+
+// try runs the phases, again where the fault was ours, within the time and
+// the log that a build may use.
+func (j *job) try(ctx context.Context, cancel context.CancelCauseFunc) (err error) {
+	ctx, stop := context.WithTimeoutCause(ctx, j.Timeout, errTimeout)
+	defer stop()
+	if j.log, err = j.Logs.Create(j.build.ID, j.LogLimit); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop() // before the Wait
+	wg.Go(func() {
+		select {
+		case <-j.log.TooLarge():
+			cancel(errLogTooLarge)
+		case <-ctx.Done():
+		}
+	})
+	j.log.Log(slog.LevelInfo, "Your build started.", slog.String("workspace", string(j.build.ID)), slog.Int("attempt", j.build.Attempt))
+	for try := 1; ; try++ {
+		err = j.run(ctx, try)
+		if err != nil && ctx.Err() != nil && !usersFault(err) {
+			return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
+		}
+		if err == nil || !j.worthAnotherTry(err) || try == maxTries {
+			return err
+		}
+		j.Log.Warn("build broke on our side, trying again", "build", j.build.ID, "try", try, "err", err)
+		j.log.Log(slog.LevelWarn, "Something broke on our side, not yours. Trying again.", slog.Int("try", try+1))
+		sleep(ctx, tryPause<<(try-1))
+	}
+}
+
+// run goes through the phases once, in a workspace of its own.
+func (j *job) run(ctx context.Context, try int) (err error) {
+	dir := j.workspace(j.build.ID)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := j.lay(dir); err != nil {
+		return fmt.Errorf("lay out the workspace: %w", err)
+	}
+	defer func() { _ = j.root.Close() }()
+
+	j.build.Phases = nil
+	for _, p := range []struct {
+		name build.PhaseName
+		do   func(context.Context) error
+	}{
+		{build.PhaseFetch, j.fetch},
+		{build.PhasePlan, j.choose},
+		{build.PhaseBuild, func(ctx context.Context) error { return j.execute(ctx, try) }},
+		{build.PhaseCollect, j.collect},
+		{build.PhaseStore, j.store},
+	} {
+		start := time.Now()
+		err := p.do(ctx)
+		took := time.Since(start)
+		j.build.Phases = append(j.build.Phases, build.Phase{Name: p.name, Seconds: took.Seconds()})
+		j.Metrics.PhaseEnded(string(p.name), took)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lay makes the workspace and the directories of the build user in it.
+func (j *job) lay(dir string) (err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if j.root, err = os.OpenRoot(dir); err != nil {
+		return err
+	}
+	for _, d := range []string{"bin", "cache", "home", "out", "pkg", "tmp", "src/" + j.build.Repository.String()} {
+		if err := j.root.MkdirAll(filepath.Join(goDir, d), 0o755); err != nil {
+			return err
+		}
+		for p := filepath.Join(goDir, d); p != "."; p = filepath.Dir(p) {
+			if err := j.root.Chown(p, executor.HostUID, executor.HostUID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (j *job) treeDir() string { return filepath.Join(goDir, "src", j.build.Repository.String()) }
+
+func (j *job) fetch(ctx context.Context) error {
+	j.say("cloning repository...", build.PhaseFetch, slog.String("repo", j.build.Repository.String()), slog.String("ref", j.build.RefName))
+	tok, err := j.Source.Unseal(j.claim.Sealed(), j.build.ID)
+	if err != nil {
+		return err
+	}
+	ref := gitsrc.Ref{Name: j.build.RefName, Commit: j.build.Commit, Public: j.build.Public}
+	j.tree, err = j.Source.Fetch(ctx, j.build.Repository, ref, tok, filepath.Join(j.root.Name(), j.treeDir()))
+	if err != nil {
+		return err
+	}
+	j.say("cloned", build.PhaseFetch, slog.String("commit", j.tree.Commit), slog.Int("files", j.tree.Files), slog.Int64("bytes", j.tree.Bytes))
+	return nil
+}
+
+func (j *job) choose(context.Context) error {
+	tree, err := j.root.OpenRoot(j.treeDir())
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	j.plan, err = recipe.For(tree, j.build.Target, recipe.Commit{ID: j.tree.Commit, Time: j.tree.Time}, outDir)
+	return err
+}
+
+func (j *job) say(msg string, phase build.PhaseName, attrs ...slog.Attr) {
+	j.log.Log(slog.LevelInfo, msg, append([]slog.Attr{slog.String("phase", string(phase))}, attrs...)...)
+}
+
+// execute runs the steps of the plan, each in a fresh container over the same
+// directory, all through one door.
+func (j *job) execute(ctx context.Context, try int) error {
+	for n, s := range j.plan.Steps {
+		j.say("running", build.PhaseBuild, slog.String("recipe", j.plan.Name), slog.String("command", strings.Join(s.Args, " ")))
+		if err := j.step(ctx, fmt.Sprintf("%s-%d-%d", j.build.ID, try, n), s); err != nil {
+			return &stepError{step: s, err: err}
+		}
+	}
+	return nil
+}
+
+func (j *job) step(ctx context.Context, id string, s recipe.Step) error {
+	door := j.OpenDoor()
+	stdout := j.log.Stream("stdout", string(build.PhaseBuild))
+	stderr := j.log.Stream("stderr", string(build.PhaseBuild))
+	err := j.Executor.Run(ctx, executor.Step{
+		ID:     id,
+		Image:  j.Image.Ref,
+		Args:   s.Args,
+		Env:    j.env(),
+		Dir:    goPath + "/src/" + j.build.Repository.String(),
+		Mounts: []executor.Mount{{Source: filepath.Join(j.root.Name(), goDir), Target: goPath, Writable: true}},
+		Door:   door,
+		Limits: j.Limits,
+		Stdout: stdout,
+		Stderr: stderr,
+	})
+	_, _ = stdout.Close(), stderr.Close()
+	_ = door.Close()
+	j.say("modules", build.PhaseBuild, door.Usage()...)
+	return err
+}
+
+// end writes the last line of the log and records what became of the build.
+func (j *job) end(ctx context.Context, v verdict) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if j.log != nil {
+		if v.requeue {
+			j.log.Log(slog.LevelWarn, "The server is shutting down. Your build will start again.")
+		} else {
+			j.log.Log(v.level(), v.message, slog.String("state", string(v.state)), slog.String("reason", string(v.reason)))
+		}
+		if err := j.log.Close(); err != nil {
+			j.Log.Error("cannot keep a build's log", "build", j.build.ID, "err", err)
+		}
+	}
+	if v.requeue {
+		return settle(ctx, j.claim.Requeue)
+	}
+	b := j.build
+	b.State, b.Reason, b.Message, b.ExitCode = v.state, v.reason, v.message, v.exit
+	b.FinishedAt, b.Executor = time.Now(), j.Name
+	if err := settle(ctx, func(ctx context.Context) error { return j.claim.Finish(ctx, b) }); err != nil {
+		return err
+	}
+	j.Metrics.BuildEnded(j.Name, b.Result(), b.StartedAt.Sub(b.AcceptedAt), b.FinishedAt.Sub(b.StartedAt))
+	return nil
+}
+
+// settle gives up a claim, again until that is done or the claim is lost: a
+// claim that is kept is renewed for ever.
+func settle(ctx context.Context, giveUp func(context.Context) error) error {
+	for {
+		err := giveUp(ctx)
+		if err == nil || errors.Is(err, queue.ErrLeaseLost) || ctx.Err() != nil {
+			return err
+		}
+		sleep(ctx, claimPause)
+	}
+}

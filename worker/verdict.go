@@ -1,0 +1,157 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/monochromegane/cargo/artifact"
+	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/gitsrc"
+	"github.com/monochromegane/cargo/queue"
+	"github.com/monochromegane/cargo/recipe"
+)
+
+// What ends a build from outside, as causes of its context.
+var (
+	errTimeout     = errors.New("the build's time is up")
+	errLogTooLarge = errors.New("the build's log is full")
+)
+
+// A stepError says which command of the recipe err belongs to.
+type stepError struct {
+	step recipe.Step
+	err  error
+}
+
+func (e *stepError) Error() string { return fmt.Sprintf("run %s: %v", e.step.Args[0], e.err) }
+func (e *stepError) Unwrap() error { return e.err }
+
+// A verdict is how a build ends.
+type verdict struct {
+	state   build.State
+	reason  build.Reason
+	message string // one sentence for people
+	exit    *int
+	ours    bool // an operator must look
+	requeue bool // it does not end: another worker takes it
+}
+
+func (v verdict) level() slog.Level {
+	if v.state == build.Succeeded {
+		return slog.LevelInfo
+	}
+	return slog.LevelError
+}
+
+func failed(r build.Reason, format string, args ...any) verdict {
+	return verdict{state: build.Failed, reason: r, message: fmt.Sprintf(format, args...)}
+}
+
+// judge says what an error of try means. The user's fault and ours part here.
+func (w *Worker) judge(err error) verdict {
+	switch {
+	case err == nil:
+		return verdict{state: build.Succeeded, message: "Your build succeeded."}
+	case errors.Is(err, errShutdown), errors.Is(err, queue.ErrClosed):
+		return verdict{requeue: true, state: build.Queued}
+	case errors.Is(err, queue.ErrCanceled):
+		return verdict{state: build.Canceled, message: "Your build was canceled."}
+	case errors.Is(err, errTimeout):
+		return failed(build.ReasonTimeout, "The build took longer than %v; --build-timeout raises that.", w.Timeout)
+	case errors.Is(err, errLogTooLarge):
+		return failed(build.ReasonLogTooLarge, "The build wrote more than %d bytes of log; --log-limit raises that.", w.LogLimit)
+	}
+	if v, ok := w.judgeStep(err); ok {
+		return v
+	}
+	if v, ok := judgeSource(err); ok {
+		return v
+	}
+	for _, a := range []struct {
+		err    error
+		reason build.Reason
+	}{
+		{artifact.ErrNoArtifact, build.ReasonNoArtifact},
+		{artifact.ErrWrongPlatform, build.ReasonWrongPlatform},
+		{artifact.ErrTooLarge, build.ReasonArtifactTooLarge},
+	} {
+		if errors.Is(err, a.err) {
+			return failed(a.reason, "%s", sentence(err))
+		}
+	}
+	v := failed(build.ReasonInternal, "Something broke on our side, not yours. The server's log says what.")
+	v.ours = !errors.Is(err, queue.ErrLeaseLost)
+	return v
+}
+
+// judgeStep judges a command that ran and did not succeed.
+func (w *Worker) judgeStep(err error) (verdict, bool) {
+	exit, ok := errors.AsType[*executor.ExitError](err)
+	if !ok {
+		return verdict{}, false
+	}
+	limits := w.Limits.Or(executor.DefaultLimits)
+	v := failed(build.ReasonExit, "The build failed with %v; the lines above say why.", exit)
+	switch {
+	case errors.Is(err, executor.ErrOutOfMemory):
+		v = failed(build.ReasonOutOfMemory, "The build used more than %d bytes of memory; --memory raises that.", limits.Memory)
+	case errors.Is(err, executor.ErrTooManyProcesses):
+		v = failed(build.ReasonTooManyProcesses, "The build had more than %d processes; --pids raises that.", limits.Pids)
+	default:
+		if s, ok := errors.AsType[*stepError](err); ok && s.step.Failure != build.ReasonExit {
+			v = failed(s.step.Failure, "%s failed with %v; the lines above say why.", sentenceCase(s.step.Doing), exit)
+		}
+	}
+	v.exit = &exit.Code
+	return v, true
+}
+
+// judgeSource judges a source that cannot be fetched or made sense of.
+func judgeSource(err error) (verdict, bool) {
+	if e, ok := errors.AsType[*recipe.Error](err); ok {
+		return failed(e.Reason, "%s", sentence(e)), true
+	}
+	if e, ok := errors.AsType[*gitsrc.RefusedError](err); ok {
+		return failed(build.ReasonSource, "%s", sentence(e)), true
+	}
+	switch {
+	case errors.Is(err, gitsrc.ErrNotFound):
+		return failed(build.ReasonSource, "The repository or the version is gone, or can no longer be read with the token of the request."), true
+	case errors.Is(err, gitsrc.ErrMoved):
+		return failed(build.ReasonSource, "The version moved to another commit while the build was waiting; ask for it again."), true
+	case errors.Is(err, gitsrc.ErrUnavailable):
+		return failed(build.ReasonSource, "The forge did not answer; try again later."), true
+	}
+	return verdict{}, false
+}
+
+// usersFault reports whether err says how the user's own code ended, which
+// then stands although the context has ended since.
+func usersFault(err error) bool {
+	_, ok := errors.AsType[*executor.ExitError](err)
+	return ok
+}
+
+// worthAnotherTry reports whether err may be gone the next time: what broke on
+// our side, and a forge that did not answer.
+func (w *Worker) worthAnotherTry(err error) bool {
+	return errors.Is(err, gitsrc.ErrUnavailable) || w.judge(err).ours
+}
+
+func sentence(err error) string {
+	s := sentenceCase(err.Error())
+	if !strings.HasSuffix(s, ".") {
+		s += "."
+	}
+	return s
+}
+
+func sentenceCase(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
