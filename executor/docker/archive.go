@@ -130,7 +130,7 @@ func readManifest(r io.ReadSeeker) (manifest, string, error) {
 	if errors.Is(err, errNoEntry) {
 		m, err = ociManifest(r)
 	}
-	if errors.Is(err, errNoEntry) {
+	if errors.Is(err, errNoEntry) || errors.Is(err, tar.ErrHeader) {
 		return manifest{}, "", fmt.Errorf("neither a docker-save nor an OCI archive: %w", err)
 	}
 	if err != nil {

@@ -110,6 +110,8 @@ func (e *Executor) hostConfig(step executor.Step, volumes []string) *container.H
 			Source:   m.Source,
 			Target:   m.Target,
 			ReadOnly: !m.Writable,
+			// What is mounted below the source stays out: the daemon would not make it read-only.
+			BindOptions: &mount.BindOptions{NonRecursive: true, Propagation: mount.PropagationRPrivate},
 		})
 	}
 	for _, v := range volumes {

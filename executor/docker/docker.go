@@ -15,6 +15,7 @@
 //   - A bind mount cannot be made nosuid and nodev. Set-user-ID files have no
 //     effect all the same (no_new_privs), and the step can neither make device
 //     files (no capabilities) nor open any but the harmless ones (device cgroup).
+//     A source that is mounted nosuid and nodev itself passes that on.
 //   - A directory that a step names as Dir or as the Target of a mount, and that
 //     the image has not, is made.
 //
@@ -73,7 +74,7 @@ const (
 
 const (
 	pingTimeout    = 5 * time.Second
-	createTimeout  = 2 * time.Minute  // create and start, on a machine that is busy
+	callTimeout    = time.Minute      // what takes milliseconds, on a machine that is very busy
 	cleanupTimeout = 30 * time.Second // includes the restart of a daemon
 	retryInterval  = 200 * time.Millisecond
 )
@@ -124,7 +125,7 @@ func (e *Executor) Ping(ctx context.Context) (executor.Info, error) {
 	v, err := e.client.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("%w within %v", executor.ErrUnavailable, pingTimeout)
+			return executor.Info{}, e.unavailable("ask for the version", err)
 		}
 		return executor.Info{}, e.fault("ask for the version", err)
 	}
@@ -141,13 +142,15 @@ func (e *Executor) Reap(ctx context.Context) (int, error) {
 		return 0, e.fault("list containers", err)
 	}
 	n := 0
+	var errs []error
 	for _, c := range list.Items {
 		if err := e.remove(ctx, c.ID); err != nil {
-			return n, err
+			errs = append(errs, err)
+			continue
 		}
 		n++
 	}
-	return n, nil
+	return n, errors.Join(errs...)
 }
 
 // remove kills the container if it runs and removes it with its anonymous
@@ -170,12 +173,13 @@ func (e *Executor) remove(ctx context.Context, container string) error {
 
 // fault wraps an error of the daemon or of the way to it.
 func (e *Executor) fault(doing string, err error) error {
-	switch {
-	case errors.Is(err, executor.ErrUnavailable):
-		return fmt.Errorf("docker at %s: %s: %w", e.client.DaemonHost(), doing, err)
-	case client.IsErrConnectionFailed(err), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("docker at %s: %s: %w: %v; is the daemon running, and may this user open its socket?",
-			e.client.DaemonHost(), doing, executor.ErrUnavailable, err)
+	if client.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return e.unavailable(doing, err)
 	}
 	return fmt.Errorf("docker: %s: %w", doing, err)
+}
+
+func (e *Executor) unavailable(doing string, err error) error {
+	return fmt.Errorf("%s: %w: docker at %s (%w): see that it runs, that this is its address and that this user may open it",
+		doing, executor.ErrUnavailable, e.client.DaemonHost(), err)
 }

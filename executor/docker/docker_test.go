@@ -3,18 +3,22 @@ package docker_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/executor/docker"
@@ -172,7 +176,7 @@ func TestImageSettings(t *testing.T) {
 	cf.Config.Entrypoint = []string{"/bin/false"}
 	cf.Config.Cmd = []string{"nonsense"}
 	cf.Config.Volumes = map[string]struct{}{"/cache": {}, "/go": {}}
-	cf.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "true"}, Interval: time.Millisecond}
+	cf.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD-SHELL", "echo x >/go/health"}, Interval: 10 * time.Millisecond}
 	if img, err = mutate.ConfigFile(img, cf); err != nil {
 		t.Fatal(err)
 	}
@@ -191,12 +195,89 @@ func TestImageSettings(t *testing.T) {
 	err = e.Run(t.Context(), executor.Step{
 		ID:     "volumes",
 		Image:  held.Ref,
-		Args:   []string{"sh", "-c", "pwd; echo x >/cache/x && echo writable; echo x >/go/x && echo written"},
+		Args:   []string{"sh", "-c", "pwd; grep -c ' /cache ro,' /proc/self/mountinfo; echo x >/go/x && echo written; sleep 0.5"},
 		Mounts: []executor.Mount{{Source: work, Target: "/go", Writable: true}},
 		Stdout: &out, Stderr: &errs,
 	})
-	if err != nil || out.String() != "/\nwritten\n" {
+	if err != nil || out.String() != "/\n1\nwritten\n" {
 		t.Errorf("Run = %v, stdout %q, stderr %q", err, out.String(), errs.String())
+	}
+	if _, err := os.Stat(filepath.Join(work, "health")); err == nil {
+		t.Error("the image's health check has run")
+	}
+}
+
+func TestNoShell(t *testing.T) {
+	requireDocker(t)
+	e := newExecutor(t, docker.Options{Owner: owner()})
+	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, Author: rand.Text()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	writeDockerArchive(t, file, img)
+	held, err := e.EnsureImage(t.Context(), file, nil)
+	forget(t, "", held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = e.Run(t.Context(), executor.Step{ID: "x", Image: held.Ref, Args: []string{"true"}})
+	if _, ok := errors.AsType[*executor.ExitError](err); err == nil || ok || !strings.Contains(err.Error(), "the image needs a /bin/sh") {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+// What is mounted below the source of a mount would stay writable.
+func TestMountBelowMount(t *testing.T) {
+	requireDocker(t)
+	e := newExecutor(t, docker.Options{Owner: owner()})
+	img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	below := filepath.Join(dir, "below")
+	if err := os.Mkdir(below, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", below, "tmpfs", 0, "mode=777"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { unix.Unmount(below, 0) })
+	var out bytes.Buffer
+	err = e.Run(t.Context(), executor.Step{
+		ID: "below", Image: img.Ref, Stdout: &out,
+		Args:   []string{"sh", "-c", "touch /go/below/x && echo written; exit 0"},
+		Mounts: []executor.Mount{{Source: dir, Target: "/go"}},
+	})
+	if err != nil || out.Len() > 0 {
+		t.Errorf("Run = %v, stdout %q", err, out.String())
+	}
+}
+
+// The command sees the variables of the image and of the step, and HOME, which
+// every runtime adds.
+func TestEnvironment(t *testing.T) {
+	requireDocker(t)
+	e := newExecutor(t, docker.Options{Owner: owner()})
+	img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ env, want []string }{
+		{nil, []string{"HOME=/", "IMAGE=executortest", "PATH=/bin"}},
+		{
+			[]string{"HOSTNAME=h", "IMAGE=", "PWD=/"},
+			[]string{"HOME=/", "HOSTNAME=h", "IMAGE=", "PATH=/bin", "PWD=/"},
+		},
+	} {
+		var out bytes.Buffer
+		if err := e.Run(t.Context(), executor.Step{ID: "env", Image: img.Ref, Env: tc.env, Args: []string{"env"}, Stdout: &out}); err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Sorted(strings.Lines(out.String())); strings.Join(got, "") != strings.Join(tc.want, "\n")+"\n" {
+			t.Errorf("with %q: environment %q, want %q", tc.env, got, tc.want)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -49,6 +50,9 @@ func (e *Executor) EnsureImage(ctx context.Context, ref string, progress func(ms
 	}
 	if isArchive(ref) {
 		return e.load(ctx, ref, progress)
+	}
+	if _, err := reference.ParseDockerRef(ref); err != nil {
+		return executor.Image{}, fmt.Errorf("image %q is neither a file nor a reference in a registry: %w", ref, err)
 	}
 	return e.pull(ctx, ref, progress)
 }

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
@@ -20,13 +20,8 @@ import (
 	"github.com/monochromegane/cargo/executor/sandbox"
 )
 
-const (
-	// killTimeout is how long a killed process may take to be gone.
-	killTimeout = 30 * time.Second
-	// drainTimeout is how long the daemon may take to hand over what it holds
-	// of the output of a command that has ended, a few MB at most.
-	drainTimeout = time.Minute
-)
+// killTimeout is how long a killed process may take to be gone.
+const killTimeout = 30 * time.Second
 
 // Run implements [executor.Executor].
 func (e *Executor) Run(ctx context.Context, step executor.Step) (err error) {
@@ -57,7 +52,7 @@ func ended(ctx context.Context, step executor.Step) error {
 }
 
 func (e *Executor) create(ctx context.Context, step executor.Step) (id string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	img, err := e.client.ImageInspect(ctx, step.Image)
 	if errdefs.IsNotFound(err) {
@@ -92,7 +87,9 @@ func (e *Executor) create(ctx context.Context, step executor.Step) (id string, e
 // attend starts the container and stays with it until its command has ended.
 func (e *Executor) attend(ctx context.Context, id string, step executor.Step) error {
 	clean := context.WithoutCancel(ctx)
-	stream, err := e.client.ContainerAttach(clean, id, client.ContainerAttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	setup, cancel := context.WithTimeout(clean, callTimeout)
+	defer cancel()
+	stream, err := e.client.ContainerAttach(setup, id, client.ContainerAttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
 	if err != nil {
 		return e.fault("attach", err)
 	}
@@ -102,10 +99,7 @@ func (e *Executor) attend(ctx context.Context, id string, step executor.Step) er
 	began := time.Now()
 	exits, stop := e.wait(clean, id)
 	defer stop()
-	if err := e.start(clean, id); err != nil {
-		return err
-	}
-	pid, err := e.pid(clean, id)
+	pid, err := e.start(setup, id)
 	if err != nil {
 		return err
 	}
@@ -133,24 +127,19 @@ func (e *Executor) attend(ctx context.Context, id string, step executor.Step) er
 	if err != nil {
 		return err
 	}
-	if err := e.undisturbed(clean, id, began); err != nil {
-		return err
-	}
-	return e.verdict(clean, id, code, counters)
+	counters.Close()
+	return e.verdict(clean, id, code, began, counters)
 }
 
-func (e *Executor) start(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, createTimeout)
-	defer cancel()
+// start starts the container and returns the process id of its first process,
+// which waits at the gate. It makes sure that the id is one of this machine.
+func (e *Executor) start(ctx context.Context, id string) (pid int, err error) {
 	if _, err := e.client.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
-		return e.fault("start container (the image must have /bin/sh)", err)
+		if strings.Contains(err.Error(), `"/bin/sh"`) {
+			return 0, fmt.Errorf("docker: the image needs a /bin/sh: %w", err)
+		}
+		return 0, e.fault("start container", err)
 	}
-	return nil
-}
-
-// pid returns the process id of the container's first process, which waits at
-// the gate, and makes sure that the id is one of this machine.
-func (e *Executor) pid(ctx context.Context, id string) (int, error) {
 	in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return 0, e.fault("inspect container", err)
@@ -206,7 +195,9 @@ type exit struct {
 // calls stop.
 func (e *Executor) wait(ctx context.Context, id string) (exits <-chan exit, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
+	slow := time.AfterFunc(callTimeout, cancel)
 	w := e.client.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNextExit})
+	slow.Stop() // the daemon has taken note; the answer is the exit
 	c := make(chan exit, 1)
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
@@ -244,36 +235,67 @@ func (e *Executor) await(ctx context.Context, id string, step executor.Step, exi
 
 // end terminates the container: first by SIGTERM, then by SIGKILL.
 func (e *Executor) end(ctx context.Context, id string, exits <-chan exit) error {
-	var last error
-	for _, s := range []struct {
-		signal string
-		wait   time.Duration
-	}{{"TERM", executor.Grace}, {"KILL", killTimeout}} {
-		_, err := e.client.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: s.signal})
-		if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
-			last = e.fault("send SIG"+s.signal, err)
-		}
-		timer := time.NewTimer(s.wait)
-		select {
-		case x := <-exits:
-			timer.Stop()
-			if x.err != nil {
-				return e.fault("wait for the end of the command", x.err)
-			}
-			return nil
-		case <-timer.C:
-		}
+	exited, err := e.signal(ctx, id, "TERM", executor.Grace, exits)
+	if !exited {
+		exited, err = e.signal(ctx, id, "KILL", killTimeout, exits)
 	}
-	if last != nil {
-		return last
+	if !exited && err == nil {
+		err = fmt.Errorf("docker: container %s still runs %v after SIGKILL", id, killTimeout)
 	}
-	return fmt.Errorf("docker: container %s still runs %v after SIGKILL", id, killTimeout)
+	return err
+}
+
+// signal sends a signal and waits for the exit, both together for no longer
+// than patience.
+func (e *Executor) signal(ctx context.Context, id, name string, patience time.Duration, exits <-chan exit) (exited bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err = e.client.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: name})
+	if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
+		err = nil // it has ended
+	}
+	if err != nil {
+		err = e.fault("send SIG"+name, err)
+	}
+	select {
+	case x := <-exits:
+		if x.err != nil {
+			return true, e.fault("wait for the end of the command", x.err)
+		}
+		return true, nil
+	case <-ctx.Done():
+		return false, err
+	}
+}
+
+// verdict says what the status of a command means.
+func (e *Executor) verdict(ctx context.Context, id string, code int, began time.Time, counters *sandbox.Counters) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := e.undisturbed(ctx, id, began); err != nil {
+		return err
+	}
+	if code == 0 {
+		return nil
+	}
+	in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	if err != nil {
+		return e.fault("inspect container", err)
+	}
+	status := &executor.ExitError{Code: code}
+	switch {
+	case counters.OutOfMemory(), in.Container.State != nil && in.Container.State.OOMKilled:
+		return &executor.LimitError{Limit: executor.ErrOutOfMemory, Exit: status}
+	case counters.TooManyProcesses():
+		return &executor.LimitError{Limit: executor.ErrTooManyProcesses, Exit: status}
+	}
+	return status
 }
 
 // undisturbed fails if somebody else has sent a signal to the container: a
 // daemon that goes down terminates its containers while it still answers.
 func (e *Executor) undisturbed(ctx context.Context, id string, since time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	ctx, cancel := context.WithCancel(ctx) // ends what Events has begun
 	defer cancel()
 	list := e.client.Events(ctx, client.EventsListOptions{
 		Since:   timestamp(since),
@@ -294,70 +316,3 @@ func (e *Executor) undisturbed(ctx context.Context, id string, since time.Time) 
 // timestamp is the form in which the daemon takes a time: seconds and
 // nanoseconds since 1970.
 func timestamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
-
-// verdict says what the status of a command means.
-func (e *Executor) verdict(ctx context.Context, id string, code int, counters *sandbox.Counters) error {
-	if code == 0 {
-		return nil
-	}
-	in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
-	if err != nil {
-		return e.fault("inspect container", err)
-	}
-	counters.Close()
-	status := &executor.ExitError{Code: code}
-	switch {
-	case counters.OutOfMemory(), in.Container.State != nil && in.Container.State.OOMKilled:
-		return &executor.LimitError{Limit: executor.ErrOutOfMemory, Exit: status}
-	case counters.TooManyProcesses():
-		return &executor.LimitError{Limit: executor.ErrTooManyProcesses, Exit: status}
-	}
-	return status
-}
-
-// An output copies what a container writes, until that ends or close is called.
-type output struct {
-	stream         client.ContainerAttachResult
-	stdout, stderr sink
-	done           chan struct{}
-	err            error // valid once done is closed
-}
-
-func copyOutput(stream client.ContainerAttachResult, stdout, stderr io.Writer) *output {
-	o := &output{stream: stream, stdout: sink{w: stdout}, stderr: sink{w: stderr}, done: make(chan struct{})}
-	go func() {
-		defer close(o.done)
-		_, o.err = stdcopy.StdCopy(&o.stdout, &o.stderr, stream.Reader)
-	}()
-	return o
-}
-
-// drain waits for the end of the output of a container that has ended.
-func (o *output) drain() error {
-	timer := time.NewTimer(drainTimeout)
-	defer timer.Stop()
-	select {
-	case <-o.done:
-		return o.err
-	case <-timer.C:
-		return fmt.Errorf("no end of it %v after the command has ended", drainTimeout)
-	}
-}
-
-func (o *output) close() {
-	o.stream.Close()
-	<-o.done
-}
-
-// A sink writes to w until that fails, and drops the rest: a command whose
-// output nobody takes would hang. The error is the business of whoever owns w.
-type sink struct{ w io.Writer }
-
-func (s *sink) Write(p []byte) (int, error) {
-	if s.w != nil {
-		if _, err := s.w.Write(p); err != nil {
-			s.w = nil
-		}
-	}
-	return len(p), nil
-}
