@@ -1,0 +1,228 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/urfave/cli/v2"
+
+	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/executor"
+)
+
+// A config is what cargo serve was told, checked.
+type config struct {
+	listen      string
+	concurrency int
+	queueLimit  int
+	grace       time.Duration
+	logLevel    slog.Level
+
+	storageDir, logDir, workspaceDir, queueDir, cacheDir string
+	dataDir, secretFile                                  string
+
+	executor                   string
+	image                      string
+	containerdAddress          string
+	dockerHost, dockerCertPath string
+
+	remotes       map[string]string
+	sourceLimit   int64
+	timeout       time.Duration
+	limits        executor.Limits
+	logLimit      int64
+	artifactLimit int64
+}
+
+// twin is the environment variable of a flag.
+func twin(flag string) []string {
+	return []string{"CARGO_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}
+}
+
+// parseConfig reads the flags and reports everything that is wrong with them at once.
+func parseConfig(c *cli.Context) (config, error) {
+	p := parser{c: c}
+	if c.Args().Present() {
+		p.fail("unexpected argument %q; flags come with two dashes", c.Args().First())
+	}
+	data := p.dir("data-dir", "")
+	cfg := config{
+		listen:      p.address("listen"),
+		concurrency: int(p.positive("concurrency", int64(c.Int("concurrency")))),
+		queueLimit:  int(p.positive("queue-limit", int64(c.Int("queue-limit")))),
+		grace:       c.Duration("grace"),
+
+		dataDir:      data,
+		storageDir:   p.dir("storage-dir", filepath.Join(data, "storage")),
+		logDir:       p.dir("log-dir", filepath.Join(data, "logs")),
+		workspaceDir: p.dir("workspace-dir", filepath.Join(data, "workspace")),
+		secretFile:   p.dir("secret-file", filepath.Join(data, "secret")),
+		queueDir:     filepath.Join(data, "queue"),
+		cacheDir:     filepath.Join(data, "cache"),
+
+		executor:          c.String("executor"),
+		image:             c.String("image"),
+		containerdAddress: c.String("containerd-address"),
+		dockerHost:        c.String("docker-host"),
+		dockerCertPath:    c.String("docker-cert-path"),
+
+		remotes:       p.remotes(),
+		sourceLimit:   p.size("source-limit"),
+		timeout:       c.Duration("build-timeout"),
+		limits:        executor.Limits{Memory: p.size("memory"), CPUs: c.Float64("cpus"), Pids: p.positive("pids", c.Int64("pids"))},
+		logLimit:      p.size("log-limit"),
+		artifactLimit: p.size("artifact-limit"),
+	}
+	if err := cfg.logLevel.UnmarshalText([]byte(c.String("log-level"))); err != nil {
+		p.fail("--log-level %q: want debug, info, warn or error", c.String("log-level"))
+	}
+	if cfg.executor != "containerd" && cfg.executor != "docker" {
+		p.fail("--executor %q: want containerd or docker", cfg.executor)
+	}
+	if cfg.image == "" {
+		p.fail("--image is empty: want a registry reference or the path of an archive")
+	}
+	if cfg.grace < 0 {
+		p.fail("--grace %v: want zero or more", cfg.grace)
+	}
+	if cfg.timeout <= 0 {
+		p.fail("--build-timeout %v: want more than zero", cfg.timeout)
+	}
+	if cfg.limits.CPUs < 0 {
+		p.fail("--cpus %v: want zero or more", cfg.limits.CPUs)
+	}
+	if err := errors.Join(p.errs...); err != nil {
+		return config{}, usageError{err}
+	}
+	return cfg, nil
+}
+
+// A parser collects what is wrong.
+type parser struct {
+	c    *cli.Context
+	errs []error
+}
+
+func (p *parser) fail(format string, args ...any) {
+	p.errs = append(p.errs, fmt.Errorf(format, args...))
+}
+
+func (p *parser) positive(flag string, n int64) int64 {
+	if n <= 0 {
+		p.fail("--%s %d: want more than zero", flag, n)
+	}
+	return n
+}
+
+func (p *parser) size(flag string) int64 {
+	n, err := units.RAMInBytes(p.c.String(flag))
+	if err != nil || n <= 0 {
+		p.fail("--%s %q: want a size such as 512MiB or 4GiB", flag, p.c.String(flag))
+	}
+	return n
+}
+
+func (p *parser) address(flag string) string {
+	a := p.c.String(flag)
+	if _, _, err := net.SplitHostPort(a); err != nil {
+		p.fail("--%s %q: want host:port, such as 127.0.0.1:8080", flag, a)
+	}
+	return a
+}
+
+// dir is the absolute path that the flag names, or what stands in for it.
+func (p *parser) dir(flag, fallback string) string {
+	d := p.c.String(flag)
+	if d == "" {
+		d = fallback
+	}
+	if d == "" {
+		p.fail("--%s is empty: want a path", flag)
+		return ""
+	}
+	abs, err := filepath.Abs(d)
+	if err != nil {
+		p.fail("--%s %q: %v", flag, d, err)
+	}
+	return abs
+}
+
+// remotes is the allow-list: name to base URL.
+func (p *parser) remotes() map[string]string {
+	m := map[string]string{}
+	for _, r := range p.c.StringSlice("remote") {
+		name, base, mapped := strings.Cut(strings.TrimSpace(r), "=")
+		if !mapped {
+			base = "https://" + name
+		}
+		probe := build.Repository{Remote: name, Owner: "owner", Name: "repo"}
+		if err := probe.Validate(); err != nil {
+			p.fail("--remote %q: want a plain lower-case host name, or NAME=BASE_URL", r)
+			continue
+		}
+		u, err := url.Parse(base)
+		switch {
+		case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "":
+			p.fail("--remote %s: want a base URL such as https://%s", name, name)
+		case u.User != nil:
+			p.fail("--remote %s: a base URL holds no credentials; callers send their own token", name)
+		default:
+			m[name] = strings.TrimSuffix(base, "/")
+		}
+	}
+	return m
+}
+
+// makeDirs makes the directories of a config and proves that they can be written.
+func (cfg config) makeDirs() error {
+	var errs []error
+	for _, d := range []struct {
+		path string
+		flag string
+	}{
+		{cfg.dataDir, "data-dir"},
+		{cfg.storageDir, "storage-dir"},
+		{cfg.logDir, "log-dir"},
+		{cfg.workspaceDir, "workspace-dir"},
+		{cfg.queueDir, "data-dir"},
+		{cfg.cacheDir, "data-dir"},
+	} {
+		if err := writable(d.path); err != nil {
+			errs = append(errs, fmt.Errorf("--%s: cannot write in %s: %w; make it writable for this user, or name another", d.flag, d.path, cause(err)))
+			if d.flag == "data-dir" {
+				break // the rest is below it
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func writable(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".probe-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// cause is err without the path that the os package puts before it.
+func cause(err error) error {
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/worker"
+)
+
+func serveCommand(stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:         "serve",
+		Usage:        "accept builds over HTTP, run them and serve what they made",
+		Flags:        serveFlags(),
+		OnUsageError: onUsageError,
+		Action: func(c *cli.Context) error {
+			cfg, err := parseConfig(c)
+			if err != nil {
+				return err
+			}
+			log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel}))
+			return serve(c.Context, cfg, log)
+		},
+	}
+}
+
+// serve runs the server until ctx ends and all work has stopped.
+func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
+	r, err := openRooms(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	ln, err := net.Listen("tcp", cfg.listen)
+	if err != nil {
+		return usageError{fmt.Errorf("--listen %s: %w", cfg.listen, err)}
+	}
+
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
+	srv := &http.Server{
+		Handler:           r.handler(),
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	log.Info("listening", "address", ln.Addr().String(), "data", cfg.dataDir)
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			fail(err)
+		}
+	})
+	if err := r.build(ctx); err != nil {
+		fail(err)
+	}
+	log.Info("stopping", "why", context.Cause(ctx))
+	endRequests()
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := srv.Shutdown(sctx); err != nil {
+		_ = srv.Close()
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// shutdownTimeout is how long requests may take to end after their context has.
+const shutdownTimeout = 2 * time.Second
+
+// build puts right what an earlier process left, readies the image and works
+// until ctx ends.
+func (r *rooms) build(ctx context.Context) error {
+	if err := reapFormer(ctx, r.cfg, r.log); err != nil {
+		return err
+	}
+	n, err := r.engine.Reap(ctx)
+	if err != nil {
+		return fmt.Errorf("reap: %w", err)
+	}
+	if err := worker.Sweep(r.cfg.workspaceDir); err != nil {
+		return fmt.Errorf("sweep %s: %w", r.cfg.workspaceDir, err)
+	}
+	back, err := r.queue.Recover(ctx)
+	if err != nil {
+		return fmt.Errorf("recover builds: %w", err)
+	}
+	if n+back > 0 {
+		r.log.Info("put right what the last run left", "containers", n, "builds", back)
+	}
+	image, err := readyImage(ctx, r.cfg, r.engine, r.log)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.image.Store(&image)
+	r.log.Info("ready", "image", r.cfg.image, "digest", image.Digest)
+	r.worker(image).Run(ctx, r.cfg.grace)
+	return nil
+}
+
+func (r *rooms) worker(image executor.Image) *worker.Worker {
+	return worker.New(worker.Options{
+		Queue:         r.queue,
+		Source:        r.source,
+		Executor:      r.engine,
+		OpenDoor:      r.openDoor,
+		Artifacts:     r.artifacts,
+		Logs:          r.logs,
+		Metrics:       r.metrics,
+		Log:           r.log,
+		Name:          r.cfg.executor,
+		Image:         image,
+		Workspace:     r.cfg.workspaceDir,
+		ModuleEnv:     r.proxy.Env(),
+		Concurrency:   r.cfg.concurrency,
+		Timeout:       r.cfg.timeout,
+		Limits:        r.cfg.limits,
+		LogLimit:      r.cfg.logLimit,
+		ArtifactLimit: r.cfg.artifactLimit,
+	})
+}
+
+// imageDigest is the builder image's, or "" while it is not ready.
+func (r *rooms) imageDigest() string {
+	if i := r.image.Load(); i != nil {
+		return i.Digest
+	}
+	return ""
+}
+
+type imageCell = atomic.Pointer[executor.Image]
