@@ -266,8 +266,7 @@ func (q *Queue) retire(ctx context.Context, l live) error {
 	if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return fmt.Errorf("purge ended build %s: %w", id, err)
 	}
-	q.view.hide(l.key, l.rec.rev)
-	return nil
+	return nil // the view forgets the build when the watch brings the purge
 }
 
 // closed is ErrClosed in place of whatever the store says after Close.

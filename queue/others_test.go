@@ -135,6 +135,22 @@ func TestFinishIsACompareAndSet(t *testing.T) {
 	}
 }
 
+// An observer that has decided too early finds a newer revision.
+func TestRenewalBeatsTheObserver(t *testing.T) {
+	q := openTest(t, 0)
+	c := claimed(t, q)
+	l, _ := q.view.id(c.build.ID)
+	if err := c.write(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.lose(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if c.Context().Err() != nil || q.Running() != 1 {
+		t.Errorf("a renewed claim was taken away: %v", context.Cause(c.Context()))
+	}
+}
+
 func TestStoreDoesNotAnswer(t *testing.T) {
 	q := openTest(t, time.Second)
 	c := claimed(t, q)

@@ -397,6 +397,16 @@ func TestCancel(t *testing.T) {
 	idle(t, q)
 }
 
+func TestRecoverLeavesClaimsOfThisProcess(t *testing.T) {
+	q := open(t, queue.Options{Dir: t.TempDir()})
+	submit(t, q, newBuild("v1"), nil)
+	c := claim(t, q)
+	if n, err := q.Recover(t.Context()); n != 0 || err != nil {
+		t.Errorf("Recover = %d, %v; want 0", n, err)
+	}
+	finish(t, c, build.Succeeded)
+}
+
 func TestWorkerDiesThreeTimes(t *testing.T) {
 	dir := t.TempDir()
 	q := open(t, queue.Options{Dir: dir})
