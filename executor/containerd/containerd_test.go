@@ -2,10 +2,12 @@ package containerd_test
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/executor/containerd"
 	"github.com/monochromegane/cargo/executor/executortest"
 )
@@ -46,21 +48,26 @@ func need(t testing.TB, why error) {
 
 func harness(t *testing.T, address, owner string) executortest.Harness {
 	t.Helper()
-	e := open(t, containerd.Options{Address: address, Owner: owner})
+	e, img := ready(t, containerd.Options{Address: address, Owner: owner})
+	return executortest.Harness{
+		Executor:  e,
+		Image:     img,
+		Leftovers: func(t *testing.T) []string { return leftovers(t, address, filepath.Dir(address), owner) },
+	}
+}
+
+// ready is an executor that holds the test image.
+func ready(t testing.TB, o containerd.Options) (*containerd.Executor, executor.Image) {
+	t.Helper()
+	e := open(t, o)
 	img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return executortest.Harness{
-		Executor: e,
-		Image:    img,
-		Leftovers: func(t *testing.T) []string {
-			return leftovers(t, address, owner)
-		},
-	}
+	return e, img
 }
 
-func open(t *testing.T, o containerd.Options) *containerd.Executor {
+func open(t testing.TB, o containerd.Options) *containerd.Executor {
 	t.Helper()
 	o.Namespace = testNamespace
 	e, err := containerd.New(o)
@@ -73,4 +80,16 @@ func open(t *testing.T, o containerd.Options) *containerd.Executor {
 		}
 	})
 	return e
+}
+
+// BenchmarkRun is what a container costs: its command does nothing.
+func BenchmarkRun(b *testing.B) {
+	address := daemon(b)
+	e, img := ready(b, containerd.Options{Address: address, Owner: "benchmark"})
+	step := executor.Step{ID: "true", Image: img.Ref, Args: []string{"true"}}
+	for b.Loop() {
+		if err := e.Run(b.Context(), step); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -18,8 +18,9 @@ import (
 )
 
 // leftovers looks for everything that carries the label or the name of owner:
-// in containerd's own books and behind its back.
-func leftovers(t *testing.T, address, owner string) (left []string) {
+// in containerd's own books and behind its back. state is containerd's
+// directory of running things.
+func leftovers(t *testing.T, address, state, owner string) (left []string) {
 	t.Helper()
 	sum := sha256.Sum256([]byte(owner))
 	key := hex.EncodeToString(sum[:4])
@@ -73,7 +74,8 @@ func leftovers(t *testing.T, address, owner string) (left []string) {
 		"/run/cargo/fifo/" + key + "/*",
 		"/sys/fs/cgroup/cargo/" + key + "-*",
 		"/sys/fs/cgroup/*/cargo/" + key + "-*",
-		"/run/containerd/io.containerd.runtime.v2.task/" + testNamespace + "/" + key + "-*",
+		filepath.Join("/run/containerd/runc", testNamespace, key+"-*"), // runc's own books; the place does not depend on state
+		filepath.Join(state, "io.containerd.runtime.v2.task", testNamespace, key+"-*"),
 	} {
 		found, err := filepath.Glob(pattern)
 		must(err)

@@ -49,7 +49,7 @@ func (e *Executor) Run(ctx context.Context, step executor.Step) (err error) {
 			err = errors.Join(err, removal)
 		}
 	}()
-	task, err := c.NewTask(creating, func(string) (cio.IO, error) { return streams, nil })
+	task, err := c.NewTask(creating, func(string) (cio.IO, error) { return kept{streams}, nil })
 	if err != nil {
 		return e.fault("create task of step "+step.ID, err)
 	}
@@ -79,7 +79,7 @@ func (e *Executor) runTask(ctx, creating context.Context, task client.Task, step
 	if ctx.Err() != nil {
 		return canceled(ctx)
 	}
-	if err := task.Start(creating); err != nil {
+	if err := start(creating, task); err != nil {
 		return e.fault("start step "+step.ID, err)
 	}
 	code, stopped, err := e.await(ctx, life, task, exited)
@@ -102,6 +102,29 @@ func (e *Executor) runTask(ctx, creating context.Context, task client.Task, step
 	}
 }
 
+// kept are streams that a task uses and Run closes: the client would give them
+// up when an answer of containerd is lost.
+type kept struct{ cio.IO }
+
+func (kept) Cancel()      {}
+func (kept) Close() error { return nil }
+
+// start starts the command, once, even if containerd goes away before it says so.
+func start(ctx context.Context, task client.Task) error {
+	err := task.Start(ctx)
+	for errdefs.IsUnavailable(err) {
+		var s client.Status
+		if err := retry(ctx, func() (err error) { s, err = task.Status(ctx); return err }); err != nil {
+			return err
+		}
+		if s.Status != client.Created {
+			return nil
+		}
+		err = task.Start(ctx)
+	}
+	return err
+}
+
 // await waits for the command to end, and ends it when ctx ends. It stays with
 // the command while containerd is away: process, shim and FIFOs live on.
 func (e *Executor) await(ctx, life context.Context, task client.Task, exited <-chan client.ExitStatus) (code uint32, stopped bool, err error) {
@@ -118,6 +141,7 @@ func (e *Executor) await(ctx, life context.Context, task client.Task, exited <-c
 			if s.Error() == nil {
 				return s.ExitCode(), stopped, nil
 			}
+			exited = nil // closed: it would yield a status of 0
 			if errdefs.IsNotFound(s.Error()) {
 				return 0, stopped, fmt.Errorf("the task was removed by somebody else: %w", s.Error())
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/monochromegane/cargo/executor"
@@ -48,12 +49,12 @@ func (d *door) check(r *run) {
 	}
 }
 
-const getDoor = "probe get http://" + executor.DoorAddr + "/"
+const getDoor = "wget -q -O - http://" + executor.DoorAddr + "/"
 
 // The command's first act is to go through the door: there is no wait in it.
 func testDoor(r *run) {
 	d := newDoor("welcome")
-	step := r.command("probe", "get", "http://"+executor.DoorAddr+"/")
+	step := r.command(strings.Fields(getDoor)...)
 	step.Door = d
 	if out := r.output(step); out != "welcome" {
 		r.Errorf("stdout %q", out)

@@ -91,14 +91,19 @@ func (r *run) start(ctx context.Context, step executor.Step, text string) (wait 
 	r.Helper()
 	w := newWatcher(text)
 	step.Stdout = w
-	done := make(chan error, 1)
-	go func() { done <- r.Executor.Run(ctx, step) }()
+	ended := make(chan struct{})
+	var err error
+	go func() {
+		defer close(ended)
+		err = r.Executor.Run(ctx, step)
+	}()
+	r.Cleanup(func() { <-ended }) // also where the test fails: its context has ended by then
 	select {
 	case <-w.seen:
-	case err := <-done:
+	case <-ended:
 		r.Fatalf("Run = %v before the step wrote %q; stdout %q", err, text, w)
 	}
-	return func() (string, error) { err := <-done; return w.String(), err }
+	return func() (string, error) { <-ended; return w.String(), err }
 }
 
 // writableDir is an empty directory that a step can write to.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -35,8 +34,6 @@ func main() {
 		eat(number(args[0]))
 	case "fork":
 		fork(number(args[0]))
-	case "get":
-		get(args[0])
 	case "net":
 		interfaces()
 	case "segv":
@@ -132,17 +129,6 @@ func fork(n int) {
 		}
 	}
 	fmt.Println("forked", n)
-}
-
-func get(url string) {
-	resp, err := http.Get(url)
-	if err != nil {
-		fail(err)
-	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(os.Stdout, resp.Body); err != nil {
-		fail(err)
-	}
 }
 
 // interfaces prints those network interfaces that are up, with their addresses.
