@@ -82,7 +82,6 @@ func sendArchive(w *response, c call, m artifact.Meta, f *os.File) error {
 	if modified.After(time.Now()) { // an author's clock is anybody's; RFC 9110 forbids the future here
 		modified = time.Time{}
 	}
-	w.readOn()
 	ranged := &rangeResponse{response: w}
 	http.ServeContent(ranged, c.Request, "", modified, f)
 	if ranged.refused {

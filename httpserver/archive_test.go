@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestArchiveHeaders(t *testing.T) {
@@ -72,6 +73,23 @@ func TestArchiveHeaders(t *testing.T) {
 	r.problem(t, http.StatusRequestedRangeNotSatisfiable)
 	if got := r.header.Get("Content-Range"); got != "bytes */10" {
 		t.Errorf("Content-Range is %q", got)
+	}
+	for _, name := range []string{"Content-Disposition", "ETag", "Last-Modified", "Repr-Digest"} {
+		if got := r.header.Get(name); got != "" {
+			t.Errorf("a problem has %s %q", name, got)
+		}
+	}
+}
+
+// An author's clock may be ahead; a Last-Modified may not.
+func TestCommitOfTomorrow(t *testing.T) {
+	a := newAPI(t)
+	a.commitTime = time.Now().Add(24 * time.Hour)
+	a.repository("o/r")
+	a.do(t, "POST", target).submitted(t)
+	a.work(t, []byte("x"))
+	if r := a.do(t, "GET", archive); r.code != http.StatusOK || r.header.Get("Last-Modified") != "" {
+		t.Errorf("code %d, Last-Modified %q", r.code, r.header.Get("Last-Modified"))
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/gitsrc"
@@ -91,7 +92,7 @@ func (s *server) readable(ctx context.Context, r build.Repository, tok gitsrc.To
 	switch {
 	case errors.Is(err, gitsrc.ErrNotFound):
 		return queue.ErrNotFound
-	case errors.Is(err, gitsrc.ErrUnavailable) && s.Source.ReadableStale(r):
+	case (errors.Is(err, gitsrc.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)) && s.Source.ReadableStale(r):
 		return nil
 	}
 	return err
@@ -101,6 +102,7 @@ const (
 	defaultPage  = 20
 	maxPage      = 100
 	checksAtOnce = 8
+	checksTime   = 5 * time.Second // after which what is remembered must do
 )
 
 // listBuilds is GET of all builds: those of public repositories.
@@ -120,7 +122,7 @@ func (s *server) listBuilds(w *response, c call) error {
 		Builds []record `json:"builds"`
 		Next   build.ID `json:"next,omitempty"` // after= of the next page
 	}{Builds: []record{}}
-	if more {
+	if more && len(page) > 0 {
 		body.Next = page[len(page)-1].ID
 	}
 	for _, b := range s.public(c.Context(), page) {
@@ -156,6 +158,8 @@ func (c call) filter() (queue.Filter, error) {
 // public leaves out builds whose repository is public no longer. Each
 // repository is asked for once.
 func (s *server) public(ctx context.Context, page []build.Build) []build.Build {
+	ctx, cancel := context.WithTimeout(ctx, checksTime)
+	defer cancel()
 	repos := map[build.Repository]bool{} // whether to show
 	for _, b := range page {
 		repos[b.Repository] = false

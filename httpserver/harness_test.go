@@ -40,6 +40,8 @@ type api struct {
 	log       *buffer
 	counts    *counter
 
+	commitTime time.Time // of what work makes
+
 	mu      sync.Mutex
 	image   string
 	pending []string
@@ -48,7 +50,7 @@ type api struct {
 // newAPI starts an api; change may alter its options.
 func newAPI(t *testing.T, change ...func(*httpserver.Options)) *api {
 	t.Helper()
-	a := &api{dir: t.TempDir(), host: gitsrctest.New(t), log: &buffer{}, counts: &counter{}, image: image}
+	a := &api{dir: t.TempDir(), host: gitsrctest.New(t), log: &buffer{}, counts: &counter{}, image: image, commitTime: time.Date(2024, 2, 29, 12, 0, 0, 0, time.UTC)}
 	log := slog.New(slog.NewJSONHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	source, err := gitsrc.New(gitsrc.Options{
 		Remotes: map[string]string{"github.com": a.host.URL},
@@ -209,15 +211,13 @@ func (a *api) work(t *testing.T, content []byte) build.Build {
 	return a.finish(t, claim, content)
 }
 
-var commitTime = time.Date(2024, 2, 29, 12, 0, 0, 0, time.UTC)
-
 func (a *api) finish(t *testing.T, claim *queue.Claim, content []byte) build.Build {
 	t.Helper()
 	b := claim.Build()
 	b.State, b.Reason = build.Failed, build.ReasonExit
 	b.FinishedAt = time.Now().UTC()
 	if content != nil {
-		m, err := a.artifacts.Put(t.Context(), artifact.Meta{Key: b.Key, Public: b.Public, CommitTime: commitTime, BuildID: b.ID}, 0,
+		m, err := a.artifacts.Put(t.Context(), artifact.Meta{Key: b.Key, Public: b.Public, CommitTime: a.commitTime, BuildID: b.ID}, 0,
 			func(w io.Writer) error { _, err := w.Write(content); return err })
 		if err != nil {
 			t.Fatal(err)

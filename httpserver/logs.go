@@ -49,6 +49,9 @@ func (s *server) getLog(w *response, c call) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkOffset(c.Context(), b.ID, offset); err != nil {
+		return err
+	}
 	if events {
 		return s.sendEvents(w, c, b, offset)
 	}
@@ -63,11 +66,8 @@ func (s *server) getLog(w *response, c call) error {
 		next, err = s.followLines(w, c, b, offset)
 	} else {
 		next, err = s.Logs.Read(c.Context(), b.ID, offset, w)
-		if errors.Is(err, buildlog.ErrNotFound) { // it has logged nothing yet
-			err = nil
-			if offset != 0 {
-				err = fmt.Errorf("offset %d: %w", offset, buildlog.ErrOffset)
-			}
+		if errors.Is(err, buildlog.ErrNotFound) {
+			err = nil // it has logged nothing yet
 		}
 	}
 	if err != nil {
@@ -87,6 +87,29 @@ func parseOffset(s string) (int64, error) {
 	}
 	return n, nil
 }
+
+// checkOffset refuses an offset at which no line begins, while there is no
+// header on its way that says all is well.
+func (s *server) checkOffset(ctx context.Context, id build.ID, offset int64) error {
+	if offset == 0 {
+		return nil
+	}
+	_, err := s.Logs.Read(ctx, id, offset, enough{})
+	switch {
+	case errors.Is(err, errEnough):
+		return nil
+	case errors.Is(err, buildlog.ErrNotFound):
+		return fmt.Errorf("offset %d: %w", offset, buildlog.ErrOffset)
+	}
+	return err
+}
+
+// enough ends a read at its first byte.
+type enough struct{}
+
+var errEnough = errors.New("enough")
+
+func (enough) Write([]byte) (int, error) { return 0, errEnough }
 
 func (s *server) followLines(w *response, c call, b build.Build, offset int64) (next int64, err error) {
 	next = offset
@@ -125,7 +148,6 @@ func (s *server) sendEvents(w *response, c call, b build.Build, offset int64) er
 // follow sends the log of b, each line as write puts it, until the build has
 // ended and all is sent; then it returns the record.
 func (s *server) follow(w *response, c call, b build.Build, offset int64, beat time.Duration, write writeLine) (build.Build, error) {
-	w.readOn()
 	ctx, cancel := context.WithCancelCause(c.Context())
 	defer cancel(nil)
 	ended := make(chan struct{})
@@ -170,7 +192,7 @@ type liveWriter struct {
 }
 
 func newLiveWriter(w *response) *liveWriter {
-	l := &liveWriter{w: w, buf: bufio.NewWriterSize(w, 32<<10), dirty: make(chan struct{}, 1)}
+	l := &liveWriter{w: w, buf: bufio.NewWriterSize(w, 16<<10), dirty: make(chan struct{}, 1)}
 	l.dirty <- struct{}{} // the header is worth sending at once
 	return l
 }

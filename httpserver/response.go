@@ -96,7 +96,3 @@ func (w *response) allow(d time.Duration) {
 	}
 	_ = w.conn.SetWriteDeadline(t)
 }
-
-// readOn lifts the server's ReadTimeout from the connection: it would end the
-// context of a request that is answered for longer.
-func (w *response) readOn() { _ = w.conn.SetReadDeadline(time.Time{}) }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -74,15 +75,16 @@ func TestAuthorizationNotUnderstood(t *testing.T) {
 func TestRawRequests(t *testing.T) {
 	a := newAPI(t)
 	for line, want := range map[string]int{
-		"GET /github.com/o/r/linux/amd64/%zz HTTP/1.1":                                 400,
-		"GET /a/../../etc/passwd HTTP/1.1":                                             404,
-		"GET //evil.example/%2e%2e HTTP/1.1":                                           400,
-		"GET http://evil.example/healthz HTTP/1.1":                                     200,
-		"GET /\x00 HTTP/1.1":                                                           400,
-		"POST /github.com/o/r/linux/amd64/v1%0d%0aX-Injected:%20y HTTP/1.1":            400,
-		"GET /github.com/o/r/linux/amd64/" + strings.Repeat("%2e", 2000) + " HTTP/1.1": 414,
-		"CONNECT example:443 HTTP/1.1":                                                 400,
-		"OPTIONS / HTTP/1.1":                                                           405,
+		"GET " + target + " HTTP/1.1\r\nAuthorization: token a\r\nAuthorization: token b": 401,
+		"GET /github.com/o/r/linux/amd64/%zz HTTP/1.1":                                    400,
+		"GET /a/../../etc/passwd HTTP/1.1":                                                404,
+		"GET //evil.example/%2e%2e HTTP/1.1":                                              400,
+		"GET http://evil.example/healthz HTTP/1.1":                                        200,
+		"GET /\x00 HTTP/1.1":                                                              400,
+		"POST /github.com/o/r/linux/amd64/v1%0d%0aX-Injected:%20y HTTP/1.1":               400,
+		"GET /github.com/o/r/linux/amd64/" + strings.Repeat("%2e", 2000) + " HTTP/1.1":    414,
+		"CONNECT example:443 HTTP/1.1":                                                    400,
+		"OPTIONS / HTTP/1.1":                                                              405,
 	} {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
 		if err != nil {
@@ -126,6 +128,28 @@ func TestUnknownErrorsStayHere(t *testing.T) {
 		if (name == "panic") != strings.Contains(log, "brokenSource.Resolve") {
 			t.Errorf("%s: stack in the log: %v", name, name != "panic")
 		}
+	}
+}
+
+// What is sent with a request is bounded for whoever may read it.
+func TestBodyIsBounded(t *testing.T) {
+	a := newAPI(t, func(o *httpserver.Options) {
+		o.MetricsHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, err := io.Copy(io.Discard, r.Body)
+			_, _ = fmt.Fprint(w, n, err)
+		})
+	})
+	req, err := http.NewRequestWithContext(t.Context(), "GET", a.url+"/metrics", strings.NewReader(strings.Repeat("x", 1<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if body, err := io.ReadAll(r.Body); err != nil || !strings.HasPrefix(string(body), "65536 ") {
+		t.Errorf("read was %q, %v", body, err)
 	}
 }
 

@@ -1,13 +1,16 @@
 package httpserver_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/gitsrc/gitsrctest"
+	"github.com/monochromegane/cargo/httpserver"
 )
 
 const (
@@ -24,6 +27,10 @@ func TestFromPostToDownload(t *testing.T) {
 	p := a.do(t, "GET", target).problem(t, http.StatusNotFound)
 	if p.BuildID != id || !strings.Contains(p.Detail, "queued") {
 		t.Errorf("GET of what is queued says %+v", p)
+	}
+	other := strings.Replace(target, "amd64", "arm64", 1)
+	if p := a.do(t, "GET", other).problem(t, http.StatusNotFound); p.BuildID != "" {
+		t.Errorf("GET of another platform says %+v", p)
 	}
 	b := a.work(t, []byte("the archive"))
 	if b.ID != id || b.Commit != commit || b.RefName != "refs/tags/v1" || !b.Public || b.Image != image {
@@ -325,34 +332,54 @@ func TestPrivateRepository(t *testing.T) {
 	}
 }
 
-// What was public counts as long as it is.
+// A source that remembers nothing: what is public now counts.
+type freshSource struct{ httpserver.Source }
+
+func (s freshSource) Readable(ctx context.Context, r build.Repository, tok gitsrc.Token) (bool, error) {
+	ref, err := s.Resolve(ctx, r, "v1", tok, 0)
+	return ref.Public, err
+}
+
 func TestRepositoryBecomesPrivate(t *testing.T) {
-	a := newAPI(t)
+	a := newAPI(t, func(o *httpserver.Options) { o.Source = freshSource{o.Source} })
 	a.repository("o/r")
+	a.repository("o/other")
 	id := a.do(t, "POST", target).submitted(t)
 	a.work(t, []byte("x"))
+	other := a.do(t, "POST", strings.Replace(target, "/r/", "/other/", 1)).submitted(t)
+	record := "/builds/" + string(id)
+	if r := a.do(t, "GET", "/builds"); !strings.Contains(r.body, string(id)) || !strings.Contains(r.body, string(other)) {
+		t.Errorf("the list of public builds is %s", r.body)
+	}
 	a.host.Protect("o/r", secret)
-	a.do(t, "GET", target).problem(t, http.StatusNotFound)
-	if b, err := a.queue.Get(t.Context(), id); err != nil || !b.Public {
-		t.Fatalf("Get = %+v, %v", b, err)
+	for _, path := range []string{target, archive, record, record + "/logs", record + "/logs?follow=1"} {
+		a.do(t, "GET", path).problem(t, http.StatusNotFound)
+	}
+	a.do(t, "DELETE", record).problem(t, http.StatusNotFound)
+	if r := a.do(t, "GET", record, "Authorization", "token "+secret); r.code != http.StatusOK {
+		t.Errorf("with a token the record is %d", r.code)
+	}
+	if r := a.do(t, "GET", "/builds"); strings.Contains(r.body, string(id)) || !strings.Contains(r.body, string(other)) {
+		t.Errorf("the list of public builds is %s", r.body)
 	}
 }
 
 func TestHostDown(t *testing.T) {
-	a := newAPI(t)
+	a := newAPI(t, func(o *httpserver.Options) { o.Source = freshSource{o.Source} })
 	a.repository("o/r")
 	a.repository("o/private")
 	a.host.Protect("o/private", secret)
 	me := []string{"Authorization", "token " + secret}
 	private := strings.Replace(target, "/r/", "/private/", 1)
-	a.do(t, "POST", target).submitted(t)
+	public := a.do(t, "POST", target).submitted(t)
 	a.work(t, []byte("public"))
-	a.do(t, "POST", private, me...).submitted(t)
+	hidden := a.do(t, "POST", private, me...).submitted(t)
 	a.work(t, []byte("private"))
 	if r := a.do(t, "GET", private, me...); r.code != http.StatusSeeOther {
 		t.Fatalf("GET = %d", r.code)
 	}
 
+	list := a.do(t, "GET", "/builds").body
 	a.host.Fail(http.StatusBadGateway)
 	a.do(t, "GET", private, me...).problem(t, http.StatusServiceUnavailable)
 	a.do(t, "POST", target).problem(t, http.StatusServiceUnavailable)
@@ -361,5 +388,13 @@ func TestHostDown(t *testing.T) {
 	}
 	if r := a.do(t, "GET", archive); r.code != http.StatusOK || r.body != "public" {
 		t.Errorf("the file of what was public is %d %q", r.code, r.body)
+	}
+	if got := a.do(t, "GET", "/builds").body; got != list {
+		t.Errorf("the list is %s, before it was %s", got, list)
+	}
+	for id, want := range map[build.ID]int{public: http.StatusOK, hidden: http.StatusServiceUnavailable} {
+		if r := a.do(t, "GET", "/builds/"+string(id), me...); r.code != want {
+			t.Errorf("the record of %s is %d, want %d", id, r.code, want)
+		}
 	}
 }
