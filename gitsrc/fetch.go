@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/pktline"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp/sideband"
@@ -120,7 +119,7 @@ func (s *Source) open(ctx context.Context, repo build.Repository, ref Ref, tok T
 	}
 	resp, err := session.UploadPack(ctx, req)
 	if err != nil {
-		if e, ok := errors.AsType[*pktline.ErrorLine](err); ok && strings.Contains(e.Text, "not our ref") {
+		if strings.Contains(err.Error(), "not our ref") { // git's words; go-git keeps no type
 			return tip{}, nil, ErrMoved // between the two requests
 		}
 		return tip{}, nil, s.classify(ctx, repo, err)

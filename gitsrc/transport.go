@@ -22,9 +22,6 @@ import (
 // errRedirected is a redirect to another scheme, host or port.
 var errRedirected = errors.New("redirected to another host")
 
-// maxRedirects is as many as net/http follows by default.
-const maxRedirects = 10
-
 func newTransport() http.RoundTripper {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.MaxResponseHeaderBytes = 64 << 10
@@ -44,10 +41,7 @@ func (s *Source) connect(ctx context.Context, repo build.Repository, tok Token) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("address of %s: %w", repo, err)
 	}
-	client := githttp.NewClient(&http.Client{
-		Transport:     bounded{next: s.transport, limits: s.limits},
-		CheckRedirect: sameOrigin,
-	})
+	client := githttp.NewClient(&http.Client{Transport: bounded{next: s.transport, limits: s.limits}})
 	var auth transport.AuthMethod // a nil *BasicAuth in it would be an AuthMethod
 	if a := tok.auth(); a != nil {
 		auth = a
@@ -66,18 +60,9 @@ func (s *Source) connect(ctx context.Context, repo build.Repository, tok Token) 
 	return session, refs, nil
 }
 
-func sameOrigin(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxRedirects {
-		return errRedirected
-	}
-	origin := via[0].URL
-	if req.URL.Scheme != origin.Scheme || req.URL.Host != origin.Host || req.URL.User != nil {
-		return errRedirected
-	}
-	return nil
-}
-
-// bounded is the way to a git host for one job: it bounds what comes back.
+// bounded is the way to a git host for one job: it bounds what comes back, and
+// lets no redirect lead away from the host that was asked. A renamed
+// repository redirects within it.
 type bounded struct {
 	next   http.RoundTripper
 	limits Limits
@@ -92,6 +77,9 @@ func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 		// go-git would read it all into an error; and it may repeat our token.
 		_ = resp.Body.Close()
 		resp.Body = http.NoBody
+		if to, err := resp.Location(); err == nil && (to.Scheme != req.URL.Scheme || to.Host != req.URL.Host || to.User != nil) {
+			return nil, errRedirected
+		}
 		return resp, nil
 	}
 	if req.Method == http.MethodGet {

@@ -1,0 +1,531 @@
+package gitsrc_test
+
+import (
+	"bytes"
+	"compress/zlib"
+	"context"
+	"crypto/sha1"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/monochromegane/cargo/gitsrc"
+	"github.com/monochromegane/cargo/gitsrc/gitsrctest"
+)
+
+func entry(mode, name, id string) gitsrctest.Entry {
+	return gitsrctest.Entry{Mode: mode, Name: name, ID: id}
+}
+
+// wantFetchRefused fetches main, which must be refused and leave nothing, in
+// the workspace or beside it.
+func wantFetchRefused(t *testing.T, s *gitsrc.Source, why string) {
+	t.Helper()
+	ref, err := s.Resolve(t.Context(), app, "main", gitsrc.Token{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "workspace")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Fetch(t.Context(), app, ref, gitsrc.Token{}, dir)
+	wantRefused(t, err, why)
+	wantEmpty(t, dir)
+	if entries, _ := os.ReadDir(parent); len(entries) != 1 {
+		t.Errorf("left beside the workspace: %v", entries)
+	}
+}
+
+func TestHostileTrees(t *testing.T) {
+	host := gitsrctest.New(t)
+	repo := host.Repository("o/app")
+	blob := repo.Object("blob", []byte("x"))
+	link := repo.Object("blob", []byte(".git"))
+	sub := repo.Tree(entry(gitsrctest.ModeFile, "config", blob))
+	dir := func(name string) []gitsrctest.Entry { return []gitsrctest.Entry{entry(gitsrctest.ModeDir, name, sub)} }
+	file := func(name string) []gitsrctest.Entry {
+		return []gitsrctest.Entry{entry(gitsrctest.ModeFile, name, blob)}
+	}
+	const dotGit = "which some systems take for .git"
+
+	for name, tc := range map[string]struct {
+		entries []gitsrctest.Entry
+		why     string
+	}{
+		"git":                {dir(".git"), dotGit},
+		"git file":           {file(".git"), dotGit},
+		"git link":           {[]gitsrctest.Entry{entry(gitsrctest.ModeSymlink, ".git", link)}, dotGit},
+		"git submodule":      {[]gitsrctest.Entry{entry(gitsrctest.ModeSubmodule, ".git", repo.CommitTree(sub))}, dotGit},
+		"upper case":         {dir(".GIT"), dotGit},
+		"mixed case":         {dir(".gIt"), dotGit},
+		"NTFS short name":    {dir("GIT~1"), dotGit},
+		"NTFS dot":           {dir(".git."), dotGit},
+		"NTFS space":         {dir(".git . "), dotGit},
+		"NTFS stream":        {dir(".git::$INDEX_ALLOCATION"), dotGit},
+		"HFS":                {dir(".g\u200cit"), dotGit},
+		"HFS, upper case":    {dir("\ufeff.GI\u202eT"), dotGit},
+		"backslash git":      {dir(`a\.git\hooks`), dotGit},
+		"backslash above":    {file(`..\..\x`), dotGit},
+		"above":              {dir(".."), `a file named ".."`},
+		"here":               {dir("."), `a file named "."`},
+		"slash":              {file("a/../../x"), "has a slash in it"},
+		"absolute":           {file("/tmp/x"), "has a slash in it"},
+		"long name":          {file(strings.Repeat("n", 256)), "file name of 256 bytes"},
+		"twice":              {append(file("a"), file("a")...), `a" twice`},
+		"file and directory": {append(file("a"), dir("a")...), `a" twice`},
+		"link and directory": {append([]gitsrctest.Entry{entry(gitsrctest.ModeSymlink, "a", link)}, dir("a")...), `a" twice`},
+		"not next to each other": {[]gitsrctest.Entry{entry(gitsrctest.ModeSymlink, "a", link), entry(gitsrctest.ModeFile, "a.b", blob), entry(gitsrctest.ModeDir, "a", sub)},
+			`a" twice`},
+		"device":           {[]gitsrctest.Entry{entry("60000", "a", blob)}, "mode is unknown"},
+		"setuid":           {[]gitsrctest.Entry{entry("104755", "a", blob)}, "mode is unknown"},
+		"empty link":       {[]gitsrctest.Entry{entry(gitsrctest.ModeSymlink, "a", repo.Object("blob", nil))}, "target of 0 bytes"},
+		"NUL link":         {[]gitsrctest.Entry{entry(gitsrctest.ModeSymlink, "a", repo.Object("blob", []byte("a\x00b")))}, "NUL in its target"},
+		"long link":        {[]gitsrctest.Entry{entry(gitsrctest.ModeSymlink, "a", repo.Object("blob", make([]byte, 4096)))}, "target of 4096 bytes"},
+		"large .gitignore": {[]gitsrctest.Entry{entry(gitsrctest.ModeFile, ".gitignore", repo.Object("blob", make([]byte, 600<<10)))}, ".gitignore files hold more than 512 KiB"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			below := append([]gitsrctest.Entry{entry(gitsrctest.ModeFile, "!first", blob)}, tc.entries...)
+			for _, tree := range []string{repo.Tree(below...), repo.Tree(entry(gitsrctest.ModeDir, "d", repo.Tree(below...)))} {
+				repo.SetRef("refs/heads/main", repo.CommitTree(tree))
+				wantFetchRefused(t, newSource(t, host, nil), tc.why)
+			}
+		})
+	}
+}
+
+// Names that look odd and are honest: systemd units and the like.
+func TestHonestNames(t *testing.T) {
+	host := gitsrctest.New(t)
+	repo := host.Repository("o/app")
+	blob := repo.Object("blob", []byte("x"))
+	var entries []gitsrctest.Entry
+	names := []string{" ", "-rf", "...", ".gitattributes", ".github", `dev-disk\x2dlabel.mount`, "a:b", "git", "git~2", "\xff\xfe", strings.Repeat("n", 255)}
+	for _, name := range names {
+		entries = append(entries, gitsrctest.Entry{Mode: gitsrctest.ModeFile, Name: name, ID: blob})
+	}
+	repo.SetRef("refs/heads/main", repo.CommitTree(repo.Tree(entries...)))
+	_, _, dir := fetch(t, newSource(t, host, nil), "main")
+	for _, name := range names {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	host := gitsrctest.New(t)
+	repo := host.Repository("o/app")
+	set := func(tree string) { repo.SetRef("refs/heads/main", repo.CommitTree(tree)) }
+	limited := func(l gitsrc.Limits) *gitsrc.Source {
+		return newSource(t, host, func(o *gitsrc.Options) { o.Limits = l })
+	}
+
+	t.Run("zeros", func(t *testing.T) { // 300 kB on the wire
+		set(repo.Tree(entry(gitsrctest.ModeFile, "zeros", repo.Object("blob", make([]byte, 64<<20)))))
+		wantFetchRefused(t, limited(gitsrc.Limits{TreeBytes: 63 << 20}), "it unpacks to more than 63 MiB (--source-limit)")
+	})
+	t.Run("wire", func(t *testing.T) {
+		set(repo.WriteTree(files(map[string]string{"f": noise(t, 200_000)})))
+		wantFetchRefused(t, limited(gitsrc.Limits{WireBytes: 100 << 10}), "more than 100 KiB would be downloaded for it (--source-limit)")
+	})
+	t.Run("one file many times", func(t *testing.T) {
+		blob := repo.Object("blob", make([]byte, 1<<20))
+		var entries []gitsrctest.Entry
+		for i := range 20 {
+			entries = append(entries, entry(gitsrctest.ModeFile, fmt.Sprintf("f%02d", i), blob))
+		}
+		set(repo.Tree(entries...))
+		wantFetchRefused(t, limited(gitsrc.Limits{TreeBytes: 10 << 20}), "its files hold more than 10 MiB (--source-limit)")
+	})
+	t.Run("one directory many times", func(t *testing.T) { // 10^10 files, 12 objects
+		tree := repo.WriteTree(files(map[string]string{"f": "x"}))
+		for range 10 {
+			var entries []gitsrctest.Entry
+			for i := range 10 {
+				entries = append(entries, entry(gitsrctest.ModeDir, fmt.Sprint(i), tree))
+			}
+			tree = repo.Tree(entries...)
+		}
+		set(tree)
+		wantFetchRefused(t, limited(gitsrc.Limits{Files: 1000}), "it has more than 1000 files and directories")
+	})
+	t.Run("files", func(t *testing.T) {
+		many := make(map[string]string)
+		for i := range 100 {
+			many[fmt.Sprint(i)] = fmt.Sprint(i)
+		}
+		set(repo.WriteTree(files(many)))
+		wantFetchRefused(t, limited(gitsrc.Limits{Files: 50}), "it has more than 50 files and directories")
+	})
+	deep := func(levels int, name string) string {
+		tree := repo.WriteTree(files(map[string]string{"f": "x"}))
+		for range levels {
+			tree = repo.Tree(entry(gitsrctest.ModeDir, name, tree))
+		}
+		return tree
+	}
+	t.Run("depth", func(t *testing.T) {
+		set(deep(9, "d"))
+		wantFetchRefused(t, limited(gitsrc.Limits{PathDepth: 8}), "directories deeper than 8 levels")
+		set(deep(8, "d"))
+		fetch(t, limited(gitsrc.Limits{PathDepth: 8}), "main")
+	})
+	t.Run("path", func(t *testing.T) {
+		set(deep(12, strings.Repeat("d", 200)))
+		wantFetchRefused(t, limited(gitsrc.Limits{}), "path of more than 2048 bytes")
+	})
+	t.Run("time", func(t *testing.T) {
+		set(deep(1, "d"))
+		s := limited(gitsrc.Limits{Timeout: 300 * time.Millisecond})
+		ref, err := s.Resolve(t.Context(), app, "main", gitsrc.Token{}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		host.Delay(time.Hour)
+		defer host.Delay(0)
+		dir := t.TempDir()
+		_, err = s.Fetch(t.Context(), app, ref, gitsrc.Token{}, dir)
+		if !errors.Is(err, gitsrc.ErrUnavailable) || !strings.Contains(err.Error(), "it took longer than 300ms") {
+			t.Errorf("Fetch = %v", err)
+		}
+		wantEmpty(t, dir)
+	})
+}
+
+// noise is text that does not compress.
+func noise(t *testing.T, n int) string {
+	t.Helper()
+	var b strings.Builder
+	for i := 0; b.Len() < n; i++ {
+		sum := sha1.Sum([]byte(fmt.Sprint(i)))
+		b.Write(sum[:])
+	}
+	return b.String()
+}
+
+// A packEntry is one entry of a pack that a test makes up.
+type packEntry struct {
+	kind   byte   // 1 commit, 2 tree, 3 blob, 4 tag, 6 delta by offset, 7 delta by id
+	prefix []byte // of a delta: where its base is
+	data   []byte
+	size   int // what the header says; 0 is the truth
+}
+
+func makePack(entries ...packEntry) []byte {
+	var b bytes.Buffer
+	b.WriteString("PACK")
+	_ = binary.Write(&b, binary.BigEndian, []uint32{2, uint32(len(entries))})
+	for _, e := range entries {
+		size := e.size
+		if size == 0 {
+			size = len(e.data)
+		}
+		c := e.kind<<4 | byte(size&15)
+		for size >>= 4; size > 0; size >>= 7 {
+			b.WriteByte(c | 0x80)
+			c = byte(size & 0x7f)
+		}
+		b.WriteByte(c)
+		b.Write(e.prefix)
+		z := zlib.NewWriter(&b)
+		_, _ = z.Write(e.data)
+		_ = z.Close()
+	}
+	sum := sha1.Sum(b.Bytes())
+	return append(b.Bytes(), sum[:]...)
+}
+
+func objectID(kind string, content []byte) []byte {
+	sum := sha1.Sum(append(fmt.Appendf(nil, "%s %d\x00", kind, len(content)), content...))
+	return sum[:]
+}
+
+// leb is a number as deltas begin with.
+func leb(n uint64) []byte {
+	var b []byte
+	for ; n > 0x7f; n >>= 7 {
+		b = append(b, byte(n)|0x80)
+	}
+	return append(b, byte(n))
+}
+
+// sendPack makes host answer for a repository whose branch main is commit,
+// with a pack as it is.
+func sendPack(host *gitsrctest.Host, commit string, pack []byte) {
+	host.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPost {
+			_, _ = fmt.Fprintf(w, "00000008NAK\n%s", pack)
+			return true
+		}
+		first := commit + " refs/heads/main\x00shallow ofs-delta\n"
+		_, _ = fmt.Fprintf(w, "001e# service=git-upload-pack\n0000%04x%s0000", len(first)+4, first)
+		return true
+	})
+}
+
+func TestBrokenPacks(t *testing.T) {
+	blob := []byte(strings.Repeat("hello ", 100))
+	tree := append([]byte("100644 f\x00"), objectID("blob", blob)...)
+	commitOf := func(tree []byte) []byte {
+		return fmt.Appendf(nil, "tree %x\nauthor A <a> 1 +0000\ncommitter A <a> 1700000000 +0000\n\nx\n", objectID("tree", tree))
+	}
+	commit := commitOf(tree)
+	good := []packEntry{{kind: 1, data: commit}, {kind: 2, data: tree}, {kind: 3, data: blob}}
+	with := func(more ...packEntry) []byte { return makePack(append(good[:2:2], more...)...) }
+	// A delta of which 7 bytes make 16 MiB, again and again: 4 TiB in all.
+	bomb := append(leb(1<<24), leb(1<<42)...)
+	for range 1000 {
+		bomb = append(bomb, 0x80|0x70, 0xff, 0xff, 0xff)
+	}
+	base := make([]byte, 1<<24)
+	damaged := makePack(good...)
+	damaged[40] ^= 1
+	flipped := makePack(good...)
+	flipped[len(flipped)-1] ^= 1
+	second := func(p []byte) []byte { // the pack says that it holds one more
+		p[11]++
+		sum := sha1.Sum(p[:len(p)-20])
+		return append(p[:len(p)-20], sum[:]...)
+	}
+
+	host := gitsrctest.New(t)
+	s := newSource(t, host, nil)
+	id := hex.EncodeToString(objectID("commit", commit))
+	sendPack(host, id, makePack(good...))
+	fetch(t, s, "main") // else the rest means nothing
+
+	for name, tc := range map[string]struct {
+		pack []byte
+		why  string
+	}{
+		"no pack":                {[]byte(strings.Repeat("x", 100)), "broken pack"},
+		"old version":            {append([]byte("PACK\x00\x00\x00\x01"), make([]byte, 100)...), "broken pack"},
+		"a bit is wrong":         {damaged, "broken pack"},
+		"checksum":               {flipped, "broken pack"},
+		"something follows":      {append(makePack(good...), "more"...), "something follows its end"},
+		"says that it has more":  {second(makePack(good...)), "broken pack"},
+		"no blob":                {makePack(good[:2]...), "it lacks the blob"},
+		"no tree":                {makePack(good[0], good[2]), "it lacks the tree"},
+		"no commit":              {makePack(good[1:]...), "it lacks what was asked for"},
+		"wrong id":               {with(packEntry{kind: 3, data: []byte("other")}), "it lacks the blob"},
+		"unknown type":           {with(packEntry{kind: 5, data: blob}), "unknown type"},
+		"longer than it says":    {with(packEntry{kind: 3, data: blob, size: 5}), "broken pack"},
+		"shorter than it says":   {with(packEntry{kind: 3, data: blob, size: 5000}), "shorter than it says"},
+		"says it is huge":        {with(packEntry{kind: 3, data: blob, size: 1 << 40}), "unpacks to more than 1024 MiB"},
+		"says it is beyond huge": {with(packEntry{kind: 3, data: blob, size: 1 << 62}), "broken pack"},
+		"a huge tree":            {with(packEntry{kind: 2, data: tree, size: 100 << 20}), "takes more than 64 MiB of memory"},
+		"delta without a base":   {with(packEntry{kind: 7, prefix: make([]byte, 20), data: []byte{1, 1, 1, 'x'}}), "deltas without a base"},
+		"delta into nowhere":     {with(packEntry{kind: 6, prefix: []byte{3}, data: []byte{1, 1, 1, 'x'}}), "delta without a base"},
+		"delta into itself":      {with(packEntry{kind: 6, prefix: []byte{0}, data: []byte{1, 1, 1, 'x'}}), "broken pack"},
+		"delta without sizes":    {with(good[2], packEntry{kind: 7, prefix: objectID("blob", blob), data: []byte{0xff}}), "delta without sizes"},
+		"delta of another size":  {with(good[2], packEntry{kind: 7, prefix: objectID("blob", blob), data: []byte{1, 1, 1, 'x'}}), "broken pack"},
+		"delta bomb": {with(good[2], packEntry{kind: 3, data: base}, packEntry{kind: 7, prefix: objectID("blob", base), data: bomb}),
+			"takes more than 64 MiB of memory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sendPack(host, id, tc.pack)
+			wantFetchRefused(t, s, tc.why)
+		})
+	}
+
+	t.Run("truncated", func(t *testing.T) {
+		whole := makePack(good...)
+		for _, n := range []int{0, 3, 10, 12, 13, 20, len(whole) / 2, len(whole) - 21, len(whole) - 20, len(whole) - 1} {
+			sendPack(host, id, whole[:n])
+			ref, err := s.Resolve(t.Context(), app, "main", gitsrc.Token{}, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			_, err = s.Fetch(t.Context(), app, ref, gitsrc.Token{}, dir)
+			_, refused := errors.AsType[*gitsrc.RefusedError](err)
+			if !refused && !errors.Is(err, gitsrc.ErrUnavailable) {
+				t.Errorf("after %d bytes: %v", n, err)
+			}
+			wantEmpty(t, dir)
+		}
+	})
+	t.Run("commits", func(t *testing.T) {
+		for text, why := range map[string]string{
+			"":             "commit without a tree",
+			"parent x\n\n": "commit without a tree",
+			fmt.Sprintf("tree %x\n\n", objectID("tree", tree)):                                    "its commit has no time",
+			fmt.Sprintf("tree %x\ncommitter A <a> x +0000\n\n", objectID("tree", tree)):           "no readable time",
+			fmt.Sprintf("tree %x\ncommitter A <a> 99999999999999 +0\n\n", objectID("tree", tree)): "no readable time",
+			fmt.Sprintf("tree %x\ncommitter A <a>\n\n", objectID("tree", tree)):                   "no readable time",
+		} {
+			content := []byte(text)
+			sendPack(host, hex.EncodeToString(objectID("commit", content)), makePack(packEntry{kind: 1, data: content}, good[1], good[2]))
+			wantFetchRefused(t, s, why)
+		}
+	})
+	t.Run("trees", func(t *testing.T) {
+		id := strings.Repeat("x", 20)
+		for bad, why := range map[string]string{
+			"100644": "ends early", "100644 f": "ends early", "100644 f\x00short": "ends early",
+			" \x00" + id: "mode is unknown", "100644 \x00" + id: "without a name",
+		} {
+			commit := commitOf([]byte(bad))
+			sendPack(host, hex.EncodeToString(objectID("commit", commit)), makePack(packEntry{kind: 1, data: commit}, packEntry{kind: 2, data: []byte(bad)}))
+			wantFetchRefused(t, s, why)
+		}
+	})
+	t.Run("tag loop", func(t *testing.T) {
+		// Tags cannot point to themselves, but a chain can be long, and end in nothing.
+		id := commitOf(tree)
+		tag := fmt.Appendf(nil, "object %x\ntype commit\n", objectID("commit", id))
+		entries := append([]packEntry{}, good...)
+		for range 6 {
+			entries = append(entries, packEntry{kind: 4, data: tag})
+			tag = fmt.Appendf(nil, "object %x\ntype tag\n", objectID("tag", tag))
+		}
+		entries = append(entries, packEntry{kind: 4, data: tag})
+		sendPack(host, hex.EncodeToString(objectID("tag", tag)), makePack(entries...))
+		wantFetchRefused(t, s, "a tag of a tag of a tag")
+	})
+}
+
+// A delta may come before its base, and be one by id.
+func TestDeltaBeforeItsBase(t *testing.T) {
+	base, made := []byte("base"), []byte("made")
+	tree := append([]byte("100644 f\x00"), objectID("blob", made)...)
+	commit := fmt.Appendf(nil, "tree %x\ncommitter A <a> 1700000000 +0000\n\nx\n", objectID("tree", tree))
+	between := []byte("between")
+	host := gitsrctest.New(t)
+	sendPack(host, hex.EncodeToString(objectID("commit", commit)), makePack(
+		packEntry{kind: 7, prefix: objectID("blob", between), data: append([]byte{7, 4, 4}, made...)},
+		packEntry{kind: 7, prefix: objectID("blob", base), data: append([]byte{4, 7, 7}, between...)},
+		packEntry{kind: 1, data: commit}, packEntry{kind: 2, data: tree}, packEntry{kind: 3, data: base},
+	))
+	_, _, dir := fetch(t, newSource(t, host, nil), "main")
+	if got, err := os.ReadFile(filepath.Join(dir, "f")); string(got) != "made" {
+		t.Errorf("f = %q, %v", got, err)
+	}
+	if got := git(t, dir, "status", "--porcelain"); got != "" {
+		t.Errorf("status = %s", got)
+	}
+}
+
+func TestMoved(t *testing.T) {
+	host := gitsrctest.New(t)
+	repo := host.Repository("o/app")
+	repo.Commit("main", files(map[string]string{"f": "1"}))
+	s := newSource(t, host, nil)
+	ref, err := s.Resolve(t.Context(), app, "main", gitsrc.Token{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := repo.CommitTree(repo.WriteTree(files(map[string]string{"f": "2"})))
+	try := func(t *testing.T) {
+		t.Helper()
+		dir := t.TempDir()
+		if _, err := s.Fetch(t.Context(), app, ref, gitsrc.Token{}, dir); err != gitsrc.ErrMoved {
+			t.Errorf("Fetch = %v, want ErrMoved", err)
+		}
+		wantEmpty(t, dir)
+	}
+	t.Run("between listing and asking", func(t *testing.T) {
+		host.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPost {
+				repo.SetRef("refs/heads/main", moved)
+			}
+			return false
+		})
+		defer host.Intercept(nil)
+		try(t)
+	})
+	t.Run("before", try)
+	t.Run("gone", func(t *testing.T) {
+		repo.SetRef("refs/heads/main", "")
+		try(t)
+	})
+}
+
+// prompt is how soon a canceled Fetch must return; the machine may be busy.
+const prompt = 2 * time.Second
+
+func TestCancel(t *testing.T) {
+	host := gitsrctest.New(t)
+	repo := host.Repository("o/app")
+	many := make(map[string]string)
+	for i := range 3000 {
+		many[fmt.Sprintf("%d/%d", i%100, i)] = "x"
+	}
+	many["zeros"] = string(make([]byte, 256<<20)) // a second of unpacking
+	repo.Commit("main", files(many))
+	git(t, repo.Dir, "repack", "-adq")
+	s := newSource(t, host, nil)
+	ref, err := s.Resolve(t.Context(), app, "main", gitsrc.Token{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cause := errors.New("the client went away")
+	try := func(t *testing.T, reached func(dir string) bool) {
+		t.Helper()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		dir := t.TempDir()
+		result := make(chan error, 1)
+		go func() {
+			_, err := s.Fetch(ctx, app, ref, gitsrc.Token{}, dir)
+			result <- err
+		}()
+		for !reached(dir) {
+			select {
+			case err := <-result:
+				t.Fatalf("Fetch = %v before it was canceled", err)
+			case <-time.After(time.Millisecond):
+			}
+		}
+		begin := time.Now()
+		cancel(cause)
+		if err := <-result; !errors.Is(err, cause) {
+			t.Errorf("Fetch = %v, want the cause", err)
+		}
+		took := time.Since(begin)
+		t.Logf("canceled in %v", took)
+		if took > prompt {
+			t.Errorf("it took %v to cancel", took)
+		}
+		wantEmpty(t, dir)
+	}
+	t.Run("writing", func(t *testing.T) {
+		try(t, func(dir string) bool { _, err := os.Stat(filepath.Join(dir, "0", "0")); return err == nil })
+	})
+	t.Run("unpacking", func(t *testing.T) {
+		try(t, func(dir string) bool {
+			_, err := os.Stat(filepath.Join(dir, ".git", "objects", "pack", "incoming"))
+			return err == nil
+		})
+	})
+	for name, method := range map[string]string{"listing": http.MethodGet, "asking": http.MethodPost} {
+		t.Run(name, func(t *testing.T) {
+			arrived := make(chan struct{}, 1)
+			host.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
+				if r.Method == method {
+					arrived <- struct{}{}
+					<-r.Context().Done()
+					return true
+				}
+				return false
+			})
+			defer host.Intercept(nil)
+			try(t, func(string) bool {
+				select {
+				case <-arrived:
+					return true
+				default:
+					return false
+				}
+			})
+		})
+	}
+}
