@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -34,12 +35,15 @@ func (q *Queue) Submit(ctx context.Context, b build.Build, sealed []byte) (build
 	}
 	b, err := q.accept(ctx, key, b, sealed)
 	if err != nil && !errors.Is(err, ErrFull) {
-		err = fmt.Errorf("submit build %s: %w", b.ID, q.closed(err))
+		err = fmt.Errorf("submit build %s: %w", b.ID, q.explain(err))
 	}
 	return b, err
 }
 
 func (q *Queue) accept(ctx context.Context, key string, b build.Build, sealed []byte) (build.Build, error) {
+	if err := q.Err(); err != nil {
+		return b, err
+	}
 	if done, err := q.record(ctx, b.ID); err == nil {
 		return done.Build, nil // asked again after an unknown outcome
 	} else if !errors.Is(err, ErrNotFound) {
@@ -110,7 +114,7 @@ func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
 	}
 	r, err := q.record(ctx, id)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.closed(err))
+		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.explain(err))
 	}
 	return r.Build, err
 }
@@ -178,7 +182,7 @@ func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
 		return ErrEnded
 	}
 	if err != nil {
-		return fmt.Errorf("cancel build %s: %w", id, q.closed(err))
+		return fmt.Errorf("cancel build %s: %w", id, q.explain(err))
 	}
 	q.settle(ctx, r)
 	return nil
@@ -269,12 +273,12 @@ func (q *Queue) retire(ctx context.Context, l live) error {
 	return nil // the view forgets the build when the watch brings the purge
 }
 
-// closed is ErrClosed in place of whatever the store says after Close.
-func (q *Queue) closed(err error) error {
+// explain is ErrClosed or ErrBroken in place of what the store says then.
+func (q *Queue) explain(err error) error {
 	if q.ctx.Err() != nil {
 		return ErrClosed
 	}
-	return err
+	return cmp.Or(q.Err(), err)
 }
 
 const (
@@ -328,7 +332,7 @@ func (q *Queue) List(ctx context.Context, f Filter) (page []build.Build, more bo
 	}
 	page, more, err = q.listEnded(ctx, f, all, before, page)
 	if err != nil {
-		return nil, false, fmt.Errorf("list builds: %w", q.closed(err))
+		return nil, false, fmt.Errorf("list builds: %w", q.explain(err))
 	}
 	return page, more, nil
 }
@@ -339,7 +343,7 @@ func (q *Queue) endedAt(ctx context.Context, id build.ID) (uint64, error) {
 	}
 	_, seq, err := q.store.ended.get(ctx, string(id))
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return 0, fmt.Errorf("list builds after %s: %w", id, q.closed(err))
+		return 0, fmt.Errorf("list builds after %s: %w", id, q.explain(err))
 	}
 	return seq, err
 }

@@ -49,6 +49,9 @@ func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 		if q.ctx.Err() != nil {
 			return nil, ErrClosed
 		}
+		if err := q.Err(); err != nil {
+			return nil, err
+		}
 		l, arrived := q.view.next()
 		if arrived != nil {
 			select {
@@ -64,7 +67,7 @@ func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("claim build %s: %w", l.rec.Build.ID, q.closed(err))
+			return nil, fmt.Errorf("claim build %s: %w", l.rec.Build.ID, q.explain(err))
 		}
 		return c, nil
 	}
@@ -218,7 +221,7 @@ func (c *Claim) release(ctx context.Context, doing string, change func(*record))
 		err = nil // an earlier call did it and never knew
 	}
 	if err != nil && !errors.Is(err, ErrLeaseLost) {
-		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.closed(err))
+		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.explain(err))
 	}
 	c.once.Do(func() { close(c.stop) })
 	c.done.Wait()

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -30,7 +31,7 @@ import (
 const childEnv = "CARGO_QUEUE_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	children := map[string]func(dir string) error{"work": childWork, "submit": childSubmit, "idle": childIdle}
+	children := map[string]func(dir string) error{"work": childWork, "submit": childSubmit, "idle": childIdle, "full": childFull}
 	if child, ok := children[os.Getenv(childEnv)]; ok {
 		if err := child(os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -374,6 +375,55 @@ func TestSyncComesBeforeTheAnswer(t *testing.T) {
 			t.Errorf("build %s stopped at stage %d", id, s)
 		}
 	}
+}
+
+// childFull submits until its disk is full, which is a limit on its files.
+func childFull(dir string) error {
+	signal.Ignore(syscall.SIGXFSZ)
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 64 << 10, Max: 64 << 10}); err != nil {
+		return err
+	}
+	q, err := childOpen(dir)
+	if err != nil {
+		return err
+	}
+	for i := range 1000 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		b, err := q.Submit(ctx, newBuild(fmt.Sprint("v", i)), nil)
+		cancel()
+		if err != nil {
+			say("refused", b.ID, errors.Is(err, queue.ErrBroken) && errors.Is(q.Err(), queue.ErrBroken))
+			break
+		}
+		say("accepted", b.ID, "-")
+	}
+	_, err = q.Claim(context.Background())
+	say("claim", "-", errors.Is(err, queue.ErrBroken))
+	return q.Close()
+}
+
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	out, err := childCommand(within(t), "full", dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := open(t, queue.Options{Dir: dir}) // there is room again
+	accepted := 0
+	for l := range strings.Lines(string(out)) {
+		f := strings.Fields(l)
+		switch {
+		case f[0] == "accepted":
+			accepted++
+			get(t, q, build.ID(f[1]))
+		case f[2] != "true":
+			t.Errorf("%s did not say ErrBroken", f[0])
+		}
+	}
+	if accepted == 0 || accepted == 1000 {
+		t.Errorf("%d builds accepted on a full disk", accepted)
+	}
+	submit(t, q, newBuild("room"), nil)
 }
 
 // childIdle reports its resident memory, in KiB, once it has nothing to do.

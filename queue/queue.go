@@ -38,6 +38,7 @@ var (
 	ErrClosed    = errors.New("the queue is closed")
 	ErrCanceled  = errors.New("the build was canceled")
 	ErrLeaseLost = errors.New("the lease of the build is lost")
+	ErrBroken    = errors.New("the queue's disk could not be written; make room on it and restart")
 )
 
 // maxLost is how many workers may die under a build before it fails.
@@ -188,6 +189,16 @@ func (q *Queue) take(key string, data []byte, rev uint64) (record, error) {
 	r.rev = rev
 	q.view.put(key, r)
 	return r, nil
+}
+
+// Err is nil, or wraps ErrBroken when a write has failed, as on a full disk.
+// What was acknowledged is safe, but nothing more is accepted, claimed or
+// finished before a restart.
+func (q *Queue) Err() error {
+	if why := q.store.log.fatal.Load(); why != nil {
+		return fmt.Errorf("%w (%s)", ErrBroken, *why)
+	}
+	return nil
 }
 
 // Depth is the number of queued builds, from memory.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,7 @@ const (
 type store struct {
 	lock   *os.File
 	server *server.Server
+	log    *serverLog
 	conn   *nats.Conn
 	live   jetstream.KeyValue // key digest -> record
 	ended  once               // build id -> record
@@ -48,7 +50,7 @@ func openStore(ctx context.Context, dir string, log *slog.Logger) (_ *store, err
 	if s.lock, err = lockDir(dir); err != nil {
 		return nil, err
 	}
-	sl := &serverLog{log: log}
+	s.log = &serverLog{log: log}
 	s.server, err = server.NewServer(&server.Options{
 		ServerName:             "cargo",
 		DontListen:             true,
@@ -65,9 +67,9 @@ func openStore(ctx context.Context, dir string, log *slog.Logger) (_ *store, err
 	if err != nil {
 		return nil, fmt.Errorf("configure the store: %w", err)
 	}
-	s.server.SetLoggerV2(sl, false, false, false)
+	s.server.SetLoggerV2(s.log, false, false, false)
 	s.server.Start()
-	if why := sl.fatal.Load(); why != nil {
+	if why := s.log.fatal.Load(); why != nil {
 		return nil, fmt.Errorf("start the store: %s", *why)
 	}
 	if !s.server.ReadyForConnections(startTimeout) {
@@ -240,14 +242,20 @@ func (l *serverLog) Warnf(format string, v ...any) {
 	l.log.Warn("queue store", "warning", fmt.Sprintf(format, v...))
 }
 
+// Errorf also listens for a write that failed: the server then refuses every
+// later write, without an answer, and says so nowhere else.
 func (l *serverLog) Errorf(format string, v ...any) {
-	l.log.Error("queue store", "err", fmt.Sprintf(format, v...))
+	why := fmt.Sprintf(format, v...)
+	if strings.Contains(strings.ToLower(why), "critical write error") {
+		l.fatal.CompareAndSwap(nil, &why)
+	}
+	l.log.Error("queue store", "err", why)
 }
 
 func (l *serverLog) Fatalf(format string, v ...any) {
 	why := fmt.Sprintf(format, v...)
-	l.fatal.Store(&why)
-	l.log.Error("queue store cannot go on", "err", why)
+	l.fatal.CompareAndSwap(nil, &why)
+	l.log.Error("queue store", "err", why)
 }
 
 func (l *serverLog) Debugf(string, ...any) {}
