@@ -21,7 +21,7 @@ const maxHeld = 1 << 20
 
 // A Writer appends to the log of one build. Its methods are safe for
 // concurrent use. Nothing that is logged fails: after an error of the disk,
-// which Close returns, or beyond the limit, lines are dropped.
+// which Close returns, lines are dropped. So is output beyond the limit.
 type Writer struct {
 	store *Store
 	tail  *tail
@@ -33,7 +33,7 @@ type Writer struct {
 	mu     sync.Mutex
 	held   []byte // whole lines that are not in the file yet
 	size   int64  // of the file and held
-	mute   bool   // full or closed
+	mute   bool   // the limit is reached
 	closed bool
 
 	file    *os.File
@@ -48,7 +48,8 @@ type Writer struct {
 
 // Create opens the log of a build to append to it, and makes it if there is
 // none. A last line that a crash left torn is cut off. limit is in bytes, of
-// the whole file; 0 means DefaultLimit. ErrInUse if the log has a Writer.
+// the whole file; output beyond it is dropped, lines of Log are not; 0 means
+// DefaultLimit. ErrInUse if the log has a Writer.
 func (s *Store) Create(id build.ID, limit int64) (*Writer, error) {
 	if limit <= 0 {
 		limit = DefaultLimit
@@ -137,7 +138,7 @@ func syncDir(dir string) error {
 // not be named like the four fields that begin each line, nor "cut_bytes".
 func (w *Writer) Log(level slog.Level, msg string, attrs ...slog.Attr) {
 	text, cut := cutText(msg, w.store.lineLimit)
-	w.line(func(b []byte, now time.Time) []byte {
+	w.line(false, func(b []byte, now time.Time) []byte {
 		b = appendHead(b, w.id, level, text, now)
 		for _, a := range attrs {
 			b = appendAttr(b, a, w.store.lineLimit)
@@ -157,28 +158,28 @@ func (w *Writer) Stream(name, phase string) io.WriteCloser {
 		attrs = appendAttr(attrs, slog.String("phase", phase), w.store.lineLimit)
 	}
 	return &stream{split: splitter{limit: w.store.lineLimit, emit: func(text []byte, cut int64) {
-		w.line(func(b []byte, now time.Time) []byte {
+		w.line(true, func(b []byte, now time.Time) []byte {
 			b = appendHead(b, w.id, slog.LevelInfo, text, now)
 			return appendEnd(append(b, attrs...), cut)
 		})
 	}}}
 }
 
-// TooLarge is closed when the log has reached its limit. The last line says
-// so; whatever is logged later is dropped.
+// TooLarge is closed when output has filled the log up to its limit. A line
+// says so; later output is dropped.
 func (w *Writer) TooLarge() <-chan struct{} { return w.full }
 
-// line appends what encode makes, if there is room for it.
-func (w *Writer) line(encode func(b []byte, now time.Time) []byte) {
+// line appends what encode makes; if that is output, only where there is room.
+func (w *Writer) line(output bool, encode func(b []byte, now time.Time) []byte) {
 	w.mu.Lock()
-	if w.mute {
+	if w.closed || output && w.mute {
 		w.mu.Unlock()
 		return
 	}
 	now := time.Now().UTC()
 	before := len(w.held)
 	w.held = encode(w.held, now)
-	if w.size+int64(len(w.held)-before) > w.limit {
+	if output && w.size+int64(len(w.held)-before) > w.limit {
 		w.held = appendHead(w.held[:before], w.id, slog.LevelError,
 			"the log has reached its limit: later output is dropped; --log-limit raises it", now)
 		w.held = appendEnd(appendAttr(w.held, slog.Int64("limit_bytes", w.limit), w.store.lineLimit), 0)
@@ -241,7 +242,7 @@ func (w *Writer) Close() error {
 		w.mu.Unlock()
 		return nil
 	}
-	w.closed, w.mute = true, true
+	w.closed = true
 	w.mu.Unlock()
 
 	close(w.stop)
