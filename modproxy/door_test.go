@@ -217,6 +217,36 @@ func TestDownloadEndsWithItsLastBuild(t *testing.T) {
 	}
 }
 
+// A server does not see its client go while more of the client's requests wait to be read.
+func TestCloseEndsPipelinedRequests(t *testing.T) {
+	const path = "/example.com/lib/@v/v1.1.0.zip"
+	g := library(t)
+	arrived, gone, release := blockZip(g, path)
+	defer close(release)
+	d, url := open(t, newProxy(t, g.options(t)), modproxy.Limits{})
+	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	request := "GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n"
+	fmt.Fprint(c, request)
+	<-arrived
+	fmt.Fprint(c, request)
+	fetch(t, url+"/example.com/lib/@v/list") // by then the server has begun to read it
+	closed := make(chan error, 1)
+	go func() { closed <- d.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+		<-gone
+	case <-time.After(20 * time.Second):
+		t.Error("Close does not return")
+	}
+}
+
 func TestCloseBeforeServe(t *testing.T) {
 	d := newProxy(t, modproxy.Options{GOPROXY: "off", Dir: t.TempDir()}).Door(modproxy.Limits{})
 	for range 2 {

@@ -3,11 +3,14 @@ package modproxy_test
 import (
 	"bytes"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/monochromegane/cargo/modproxy"
@@ -38,7 +41,7 @@ func TestGoGetVerifiesThroughTheDoor(t *testing.T) {
 			t.Errorf("go.sum lacks\n%s\nit has\n%s", sum, got)
 		}
 	}
-	if g.times("/sumdb/sums.example.org/lookup/example.com/lib@v1.1.0") != 1 {
+	if g.times("/sumdb/sums.invalid/lookup/example.com/lib@v1.1.0") != 1 {
 		t.Error("the record was not asked for once")
 	}
 	if err := d.Close(); err != nil {
@@ -198,7 +201,7 @@ func TestWhereTheDatabaseIs(t *testing.T) {
 		p := newProxy(t, o)
 		_, url := open(t, p, modproxy.Limits{})
 		newGopher(t, p, url, app).must(t, "get", "example.com/lib")
-		if n := g.times("/sumdb/sums.example.org/supported"); n != 0 {
+		if n := g.times("/sumdb/sums.invalid/supported"); n != 0 {
 			t.Error("asked the module proxy for a database that has a URL")
 		}
 	})
@@ -215,7 +218,7 @@ func TestWhereTheDatabaseIs(t *testing.T) {
 		if code, body := fetch(t, url+"/example.com/lib/@v/v1.0.0.zip"); code != http.StatusBadGateway {
 			t.Errorf("while it is away: %d %q", code, body)
 		}
-		if code, body := fetch(t, url+"/sumdb/sums.example.org/latest"); code != http.StatusForbidden || body != "not now\n" {
+		if code, body := fetch(t, url+"/sumdb/sums.invalid/latest"); code != http.StatusForbidden || body != "not now\n" {
 			t.Errorf("while it is away: %d %q", code, body)
 		}
 		g.intercept(nil)
@@ -424,6 +427,31 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+func TestCredentialsBelongToAPath(t *testing.T) {
+	var mu sync.Mutex
+	got := map[string]string{} // password by path
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, password, _ := r.BasicAuth()
+		mu.Lock()
+		got[r.URL.Path] = password
+		mu.Unlock()
+		if r.URL.Path == "/second/example.com/m/@v/v1.0.0.mod" {
+			http.Redirect(w, r, "/public", http.StatusFound)
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	p := newProxy(t, modproxy.Options{GOPROXY: "http://a:one@" + host + "/first,http://b:two@" + host + "/second/", GOSUMDB: "off", Dir: t.TempDir()})
+	_, door := open(t, p, modproxy.Limits{})
+	fetch(t, door+"/example.com/m/@v/v1.0.0.mod")
+	want := map[string]string{"/first/example.com/m/@v/v1.0.0.mod": "one", "/second/example.com/m/@v/v1.0.0.mod": "two", "/public": ""}
+	if !maps.Equal(got, want) {
+		t.Errorf("passwords by path: %q, want %q", got, want)
+	}
+}
+
 func TestSettings(t *testing.T) {
 	for _, o := range []modproxy.Options{
 		{GOPROXY: "direct"},
@@ -431,7 +459,7 @@ func TestSettings(t *testing.T) {
 		{GOPROXY: "proxy.example.org"},
 		{GOPROXY: "/srv/proxy"},
 		{GOPROXY: "off", GOSUMDB: "no.such.database.example"},
-		{GOPROXY: "off", GOSUMDB: "sums.example.org+12345678+notakey"},
+		{GOPROXY: "off", GOSUMDB: "sums.invalid+12345678+notakey"},
 		{GOPROXY: "off", GOSUMDB: "a b c"},
 	} {
 		o.Dir = t.TempDir()

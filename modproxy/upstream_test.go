@@ -52,7 +52,7 @@ type registry struct {
 func newRegistry(t *testing.T) *registry {
 	t.Helper()
 	g := &registry{releases: map[module.Version]release{}, sums: map[module.Version]string{}}
-	skey, vkey, err := note.GenerateKey(nil, "sums.example.org")
+	skey, vkey, err := note.GenerateKey(nil, "sums.invalid")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func newRegistry(t *testing.T) *registry {
 	db := sumdb.NewServer(sumdb.NewTestServer(skey, g.gosum))
 	g.db = httptest.NewServer(db)
 	t.Cleanup(g.db.Close)
-	g.Server = httptest.NewServer(g.handler(http.StripPrefix("/sumdb/sums.example.org", db)))
+	g.Server = httptest.NewServer(g.handler(http.StripPrefix("/sumdb/sums.invalid", db)))
 	t.Cleanup(g.Close)
 	return g
 }
@@ -142,8 +142,8 @@ func (g *registry) handler(db http.Handler) http.Handler {
 		g.mu.Unlock()
 		switch {
 		case front != nil && front(w, r):
-		case r.URL.Path == "/sumdb/sums.example.org/supported":
-		case strings.HasPrefix(r.URL.Path, "/sumdb/sums.example.org/"):
+		case r.URL.Path == "/sumdb/sums.invalid/supported":
+		case strings.HasPrefix(r.URL.Path, "/sumdb/sums.invalid/"):
 			db.ServeHTTP(w, r)
 		default:
 			g.serveModule(w, r)
