@@ -37,13 +37,7 @@ func configDigest(file string, platform platforms.MatchComparer) (digest.Digest,
 	if err != nil {
 		return "", err
 	}
-	if a.has("index.json") { // newer Dockers write both: containerd takes the layout, too
-		return a.fromIndex("index.json", platform, maxIndexDepth)
-	}
-	if a.has("manifest.json") {
-		return a.fromDockerManifest()
-	}
-	return "", errors.New("neither manifest.json (docker save) nor index.json (OCI layout) is in it")
+	return a.config(platform)
 }
 
 // An archive finds the files of a tar by their names.
@@ -80,6 +74,16 @@ func openArchive(f interface {
 			a.files[path.Clean(h.Name)] = span{offset, h.Size}
 		}
 	}
+}
+
+func (a *archive) config(platform platforms.MatchComparer) (digest.Digest, error) {
+	if a.has("index.json") { // newer Dockers write both: containerd takes the layout, too
+		return a.fromIndex("index.json", platform, maxIndexDepth)
+	}
+	if a.has("manifest.json") {
+		return a.fromDockerManifest()
+	}
+	return "", errors.New("neither manifest.json (docker save) nor index.json (OCI layout) is in it")
 }
 
 func (a *archive) has(name string) bool {

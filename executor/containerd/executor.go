@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/dialer"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -69,6 +72,7 @@ type Executor struct {
 	ownerKey  string // stands for owner in names
 	limits    executor.Limits
 	log       *slog.Logger
+	quiet     *log.Entry
 
 	ensuring sync.Mutex // one import or pull at a time
 }
@@ -93,6 +97,8 @@ func New(o Options) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
 	sum := sha256.Sum256([]byte(o.Owner))
 	return &Executor{
 		client:    c,
@@ -102,6 +108,7 @@ func New(o Options) (*Executor, error) {
 		ownerKey:  hex.EncodeToString(sum[:4]),
 		limits:    o.Limits.Or(executor.DefaultLimits),
 		log:       cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		quiet:     logrus.NewEntry(quiet),
 	}, nil
 }
 
@@ -122,9 +129,10 @@ func (e *Executor) Ping(ctx context.Context) (executor.Info, error) {
 	return executor.Info{Name: "containerd", Version: strings.TrimPrefix(v.Version, "v")}, nil
 }
 
-// in is ctx with the namespace in which e works.
+// in is ctx with the namespace in which e works, and without the client's own
+// logger, which would write to standard error what the errors say anyway.
 func (e *Executor) in(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, e.namespace)
+	return log.WithLogger(namespaces.WithNamespace(ctx, e.namespace), e.quiet)
 }
 
 func (e *Executor) fifoDir() string { return filepath.Join(fifoRoot, e.ownerKey) }

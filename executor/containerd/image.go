@@ -151,12 +151,19 @@ func (e *Executor) pull(ctx context.Context, name string, progress func(string, 
 	return err
 }
 
-// unpacked makes sure that the layers of img are snapshots, and returns the
-// digest of its configuration.
+// unpacked makes sure that img is for this host and that its layers are
+// snapshots, and returns the digest of its configuration.
 func (e *Executor) unpacked(ctx context.Context, img client.Image, progress func(string, ...any)) (digest.Digest, error) {
 	config, err := img.Config(ctx)
 	if err != nil {
 		return "", err
+	}
+	content, err := img.Spec(ctx)
+	if err != nil {
+		return "", err
+	}
+	if !platforms.Default().Match(content.Platform) {
+		return "", fmt.Errorf("it is for %s, not for this host", platforms.Format(content.Platform))
 	}
 	ok, err := img.IsUnpacked(ctx, snapshotter)
 	if err != nil || ok {
