@@ -70,7 +70,7 @@ func walk(ups []upstream, ask func(upstream) error) error {
 	for _, up := range ups {
 		if up.off {
 			if worst == nil {
-				worst = notFound("module lookup disabled by GOPROXY=off")
+				worst = notFoundError("module lookup disabled by GOPROXY=off")
 			}
 			break
 		}
@@ -88,11 +88,11 @@ func walk(ups []upstream, ask func(upstream) error) error {
 	return worst
 }
 
-// A notFound is an upstream's 404 or 410, in its own words. It matches fs.ErrNotExist.
-type notFound string
+// A notFoundError is an upstream's 404 or 410, in its own words. It matches fs.ErrNotExist.
+type notFoundError string
 
-func (e notFound) Error() string        { return string(e) }
-func (e notFound) Is(target error) bool { return target == fs.ErrNotExist }
+func (e notFoundError) Error() string        { return string(e) }
+func (e notFoundError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // A statusError is any other refusal of an upstream's.
 type statusError struct {
@@ -129,7 +129,7 @@ type transport struct {
 
 func newTransport(ups []upstream) *transport {
 	base := http.DefaultTransport.(*http.Transport).Clone()
-	base.RegisterProtocol("file", http.NewFileTransport(http.Dir("/")))
+	base.RegisterProtocol("file", http.NewFileTransport(http.Dir("/"))) //nolint:gosec // ask sends it nothing but paths beneath a file URL of GOPROXY
 	base.MaxIdleConnsPerHost = 16
 	var secrets []string
 	for _, up := range ups {
@@ -301,5 +301,5 @@ func get(ctx context.Context, client *http.Client, u string) (io.ReadCloser, err
 	if err != nil {
 		return nil, err
 	}
-	return nil, notFound(text)
+	return nil, notFoundError(text)
 }
