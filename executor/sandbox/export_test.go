@@ -6,6 +6,11 @@ var WatchAt = watch
 
 // Count and EventFiles parse what the kernel writes.
 var (
-	Count      = count
-	EventFiles = eventFiles
+	Count     = count
+	IsRefusal = isRefusal
 )
+
+func EventFiles(root, member string) (memory, pids, cgroup string, err error) {
+	f, err := eventFiles(root, []byte(member))
+	return f.memory, f.pids, f.cgroup, err
+}

@@ -1,15 +1,12 @@
 package sandbox
 
 import (
-	"bytes"
-	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,9 +15,8 @@ import (
 )
 
 // period is how often the counters are read when no event says that one of
-// them has changed: cgroup v1 has no such event for a kill. It is shorter than
-// what a runtime takes to remove the cgroup of an ended process.
-const period = 10 * time.Millisecond
+// them may have changed.
+const period = 20 * time.Millisecond
 
 // Counters follow the memory and process limits of one cgroup.
 type Counters struct {
@@ -36,6 +32,10 @@ type Counters struct {
 // any time after its last process has ended, so Watch must be called while pid
 // runs. It knows cgroup v1 and v2, mounted where every distribution mounts
 // them. The caller must call Close.
+//
+// A limit that was hit just before the removal is seen even if this program
+// gets no time on a processor in between, except for want of memory on cgroup
+// v2: ask the runtime, too.
 func Watch(pid int) (*Counters, error) {
 	member, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -46,43 +46,36 @@ func Watch(pid int) (*Counters, error) {
 
 // watch follows the cgroup that member, the content of a /proc/PID/cgroup,
 // names beneath root.
-func watch(root string, member []byte) (*Counters, error) {
-	memory, pids, err := eventFiles(root, member)
+func watch(root string, member []byte) (_ *Counters, err error) {
+	files, err := eventFiles(root, member)
 	if err != nil {
 		return nil, err
-	}
-	var sources []source
-	closeAll := func() {
-		for _, s := range sources {
-			s.file.Close()
-		}
 	}
 	c := new(Counters)
-	for _, s := range []struct {
-		path string
-		key  string
-		seen *atomic.Bool
-	}{
-		{memory, "oom_kill", &c.oom},
-		{pids, "max", &c.pids},
-	} {
-		f, err := os.Open(s.path)
-		if err != nil {
-			closeAll()
-			return nil, err
-		}
-		sources = append(sources, source{f, s.key, s.seen})
+	w := &watcher{
+		log:    openKernelLog(),
+		cgroup: files.cgroup,
+		memory: source{key: "oom_kill", hit: &c.oom},
+		pids:   source{key: "max", hit: &c.pids},
 	}
-	stopped, stop, err := os.Pipe()
-	if err != nil {
-		closeAll()
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if err := w.open(files); err != nil {
 		return nil, err
 	}
-	c.stop = stop
+	if w.stopped, c.stop, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	if err := w.await(w.stopped, unix.EPOLLIN|unix.EPOLLHUP); err != nil {
+		c.stop.Close()
+		return nil, err
+	}
 	c.done.Go(func() {
-		defer closeAll()
-		defer stopped.Close()
-		follow(sources, stopped)
+		defer w.close()
+		w.follow()
 	})
 	return c, nil
 }
@@ -107,87 +100,165 @@ func (c *Counters) Close() error {
 	return err
 }
 
-// A source is one file of "key value" lines and the counter in it that must
-// stay 0.
+// A source is a file of "key value" lines and the counter in it that must stay
+// 0.
 type source struct {
 	file *os.File
 	key  string
-	seen *atomic.Bool
+	hit  *atomic.Bool
+	gone bool   // with its cgroup
+	news uint64 // events since the file could last be read
 }
 
-// follow reads the sources whenever one of them changes, at least once each
-// period, and a last time after the other end of stopped is closed. It returns
-// when the cgroup is gone, too.
-func follow(sources []source, stopped *os.File) {
-	fds := []unix.PollFd{{Fd: int32(stopped.Fd())}}
-	for _, s := range sources {
-		fds = append(fds, unix.PollFd{Fd: int32(s.file.Fd()), Events: unix.POLLPRI})
-	}
+// read looks at the counter, and at whether it is still there.
+func (s *source) read() {
 	buf := make([]byte, 4<<10)
+	n, err := s.file.ReadAt(buf, 0)
+	if s.gone = err != nil && !errors.Is(err, io.EOF); s.gone {
+		return
+	}
+	s.news = 0
+	if count(buf[:n], s.key) > 0 {
+		s.hit.Store(true)
+	}
+}
+
+// A watcher is what the goroutine of Counters works with.
+//
+// It may be late: a runtime removes the cgroup as soon as it has noticed the
+// exit, and then the counters cannot be read any more. What the kernel has put
+// into the epoll instance, the eventfd and its log before is still there.
+type watcher struct {
+	memory, pids source
+	stopped      *os.File
+	epoll        *os.File
+	ooms         *os.File // cgroup v1: eventfd that counts the times memory ran out, and the removal; nil elsewhere
+	oom          bool     // memory has run out; the kill is counted a moment later
+	log          kernelLog
+	cgroup       string // where the process is in the hierarchy of pids, as the kernel logs it
+}
+
+func (w *watcher) open(files files) (err error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	w.epoll = os.NewFile(uintptr(epoll), "epoll")
+	if w.memory.file, err = os.Open(files.memory); err != nil {
+		return err
+	}
+	if w.pids.file, err = os.Open(files.pids); err != nil {
+		return err
+	}
+	for _, s := range []*source{&w.memory, &w.pids} {
+		s.read() // or else its present content would be the first event
+		if err := w.await(s.file, unix.EPOLLPRI|unix.EPOLLET); err != nil {
+			return err
+		}
+	}
+	w.ooms = oomEvents(w.memory.file)
+	if w.ooms == nil {
+		return nil
+	}
+	return w.await(w.ooms, unix.EPOLLIN)
+}
+
+// oomEvents returns an eventfd that the kernel adds to each time memory runs
+// out, and once more when the cgroup is removed, or nil if it does not: only
+// cgroup v1 has this, and not on every kernel.
+func oomEvents(control *os.File) *os.File {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), "eventfd")
+	register, err := os.OpenFile(filepath.Join(filepath.Dir(control.Name()), "cgroup.event_control"), os.O_WRONLY, 0)
+	if err != nil {
+		f.Close()
+		return nil
+	}
+	defer register.Close()
+	if _, err := fmt.Fprintf(register, "%d %d", fd, control.Fd()); err != nil {
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// await adds a file to the epoll instance. One that knows no events is left to
+// the period.
+func (w *watcher) await(f *os.File, events uint32) error {
+	fd := int(f.Fd())
+	err := unix.EpollCtl(int(w.epoll.Fd()), unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+	if err != nil && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	return nil
+}
+
+// follow reads the counters after every event, at least once each period, and
+// a last time after the other end of stopped is closed. It returns when both
+// are gone, too.
+func (w *watcher) follow() {
 	for stopping := false; ; {
-		for _, s := range sources {
-			n, err := s.file.ReadAt(buf, 0)
-			if err != nil && !errors.Is(err, io.EOF) {
-				return
-			}
-			if count(buf[:n], s.key) > 0 {
-				s.seen.Store(true)
-			}
+		ranOut := w.memory.news > 0
+		w.memory.read()
+		w.oom = w.oom || ranOut && !w.memory.gone
+		w.pids.read()
+		last := stopping || w.memory.gone && w.pids.gone
+		patience := period
+		if last {
+			patience = 0 // but look at the events once more
 		}
-		if stopping {
-			return
+		if stopping = w.events(patience); last {
+			break
 		}
-		_, err := unix.Poll(fds, int(period/time.Millisecond))
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return
-		}
-		stopping = fds[0].Revents != 0
+	}
+	// One of its events is the removal; the others are times memory ran out.
+	if w.memory.gone && (w.oom || w.memory.news > 1) {
+		w.memory.hit.Store(true)
+	}
+	// The removal is none of its events, but Linux 6.11 and later have none on cgroup v1.
+	if w.pids.gone && (w.pids.news > 0 || w.log.refused(w.cgroup)) {
+		w.pids.hit.Store(true)
 	}
 }
 
-// count returns the value of key in lines of "key value", 0 if there is none.
-func count(lines []byte, key string) uint64 {
-	for line := range bytes.Lines(lines) {
-		f := bytes.Fields(line)
-		if len(f) != 2 || string(f[0]) != key {
-			continue
-		}
-		n, err := strconv.ParseUint(string(f[1]), 10, 64)
-		if err != nil {
-			return 0
-		}
-		return n
+// events waits for events, no longer than patience, and reports whether stopped
+// is closed.
+func (w *watcher) events(patience time.Duration) (stopping bool) {
+	var list [4]unix.EpollEvent
+	n, err := unix.EpollWait(int(w.epoll.Fd()), list[:], int(patience/time.Millisecond))
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.EpollWait(int(w.epoll.Fd()), list[:], 0)
 	}
-	return 0
+	for _, e := range list[:max(n, 0)] {
+		switch e.Fd {
+		case int32(w.stopped.Fd()):
+			stopping = true
+		case int32(w.pids.file.Fd()):
+			w.pids.news++
+		case int32(w.ooms.Fd()):
+			w.memory.news += drain(w.ooms)
+		}
+	}
+	return stopping
 }
 
-// eventFiles finds the files that count kills and refused processes, from the
-// content of a /proc/PID/cgroup: lines of "id:controllers:path", of which the
-// one with id 0 is cgroup v2 (cgroups(7)).
-func eventFiles(root string, member []byte) (memory, pids string, err error) {
-	for line := range bytes.Lines(member) {
-		id, rest, _ := strings.Cut(strings.TrimSuffix(string(line), "\n"), ":")
-		controllers, path, ok := strings.Cut(rest, ":")
-		if !ok {
-			continue
-		}
-		if id == "0" {
-			dir := filepath.Join(root, path)
-			memory = cmp.Or(memory, filepath.Join(dir, "memory.events"))
-			pids = cmp.Or(pids, filepath.Join(dir, "pids.events"))
-			continue
-		}
-		for c := range strings.SplitSeq(controllers, ",") {
-			switch c {
-			case "memory":
-				memory = filepath.Join(root, controllers, path, "memory.oom_control")
-			case "pids":
-				pids = filepath.Join(root, controllers, path, "pids.events")
-			}
+// drain returns what an eventfd has counted since it was last drained.
+func drain(f *os.File) uint64 {
+	var b [8]byte
+	if n, err := unix.Read(int(f.Fd()), b[:]); err != nil || n != len(b) {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(b[:])
+}
+
+func (w *watcher) close() {
+	for _, f := range []*os.File{w.memory.file, w.pids.file, w.stopped, w.epoll, w.ooms} {
+		if f != nil {
+			f.Close()
 		}
 	}
-	if memory == "" || pids == "" {
-		return "", "", errors.New("the process is in no cgroup with a memory and a pids controller")
-	}
-	return memory, pids, nil
+	w.log.close()
 }

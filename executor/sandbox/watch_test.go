@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,18 +50,79 @@ func TestWatchNothing(t *testing.T) {
 	}
 }
 
-// A container runtime removes the cgroup at once; what happened just before
-// must have been seen.
-func TestWatchRemovedCgroup(t *testing.T) {
-	c := newCgroup(t, 16<<20, 100)
-	sh := c.shell(t, `head -c 200000000 /dev/zero | tail -n 1 >/dev/null`)
-	sh.run(t)
-	time.Sleep(30 * time.Millisecond) // what the quickest runtime takes to notice the exit and remove the cgroup
-	c.remove(t)
-	sh.close(t)
-	if !sh.counters.OutOfMemory() {
-		t.Error("OutOfMemory = false after the cgroup has gone")
+// lateEnv makes TestWatchLate the watcher of the process that it names.
+const lateEnv = "CARGO_SANDBOX_TEST_LATE"
+
+// A watcher that gets no time on a processor from before the limit is hit until
+// after the cgroup is gone: here because it is stopped.
+func TestWatchLate(t *testing.T) {
+	if pid, err := strconv.Atoi(os.Getenv(lateEnv)); err == nil {
+		watchLate(t, pid)
+		return
 	}
+	for _, tc := range []struct {
+		name         string
+		memory, pids int
+		script       string
+		oom, many    bool
+	}{
+		{"nothing", 64 << 20, 100, "for i in 1 2 3; do sleep 0.01 & done; wait", false, false},
+		{"memory", 16 << 20, 100, "head -c 200000000 /dev/zero | tail -n 1 >/dev/null", true, false},
+		{"processes", 64 << 20, 3, "for i in 1 2 3 4 5 6; do sleep 0.2 & done; wait", false, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.oom && isV2() {
+				t.Skip("cgroup v2 keeps no such event")
+			}
+			c := newCgroup(t, tc.memory, tc.pids)
+			sh := c.shell(t, tc.script)
+			late := exec.Command(os.Args[0], "-test.run=^TestWatchLate$")
+			late.Env = append(os.Environ(), fmt.Sprintf("%s=%d", lateEnv, sh.cmd.Process.Pid))
+			in, err := late.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := late.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := late.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { late.Process.Kill(); late.Wait() })
+			lines := bufio.NewScanner(out)
+			if !lines.Scan() || lines.Text() != "watching" {
+				t.Fatalf("the watcher says %q", lines.Text())
+			}
+			if err := late.Process.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			sh.run(t)
+			c.remove(t)
+			// The kernel tells of the removal a moment after it.
+			time.Sleep(200 * time.Millisecond)
+			if err := late.Process.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			in.Close()
+			if want := fmt.Sprint(tc.oom, " ", tc.many); !lines.Scan() || lines.Text() != want {
+				t.Errorf("OutOfMemory and TooManyProcesses = %s, want %s", lines.Text(), want)
+			}
+		})
+	}
+}
+
+func watchLate(t *testing.T, pid int) {
+	c, err := sandbox.Watch(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println("watching")
+	io.Copy(io.Discard, os.Stdin)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(c.OutOfMemory(), c.TooManyProcesses())
 }
 
 func TestWatchEndedProcess(t *testing.T) {
@@ -107,21 +171,36 @@ func TestWatchV2Files(t *testing.T) {
 }
 
 func TestEventFiles(t *testing.T) {
-	for _, tc := range []struct{ name, member, memory, pids string }{
-		{"v2", "0::/a/b\n", "/r/a/b/memory.events", "/r/a/b/pids.events"},
-		{"v1", "3:cpu,cpuacct:/c\n2:pids:/p\n1:memory:/docker/m\n", "/r/memory/docker/m/memory.oom_control", "/r/pids/p/pids.events"},
-		{"hybrid", "9:name=systemd:/\n8:pids:/p\n4:memory:/m\n0::/\n", "/r/memory/m/memory.oom_control", "/r/pids/p/pids.events"},
-		{"hybrid, v2 first", "0::/x\n8:pids:/p\n4:memory:/m", "/r/memory/m/memory.oom_control", "/r/pids/p/pids.events"},
-		{"colon in the path", "0::/a:b\n", "/r/a:b/memory.events", "/r/a:b/pids.events"},
+	for _, tc := range []struct{ name, member, memory, pids, cgroup string }{
+		{"v2", "0::/a/b\n", "/r/a/b/memory.events", "/r/a/b/pids.events", "/a/b"},
+		{"v1", "3:cpu,cpuacct:/c\n2:pids:/p\n1:memory:/docker/m\n", "/r/memory/docker/m/memory.oom_control", "/r/pids/p/pids.events", "/p"},
+		{"hybrid", "9:name=systemd:/\n8:pids:/p\n4:memory:/m\n0::/\n", "/r/memory/m/memory.oom_control", "/r/pids/p/pids.events", "/p"},
+		{"hybrid, v2 first", "0::/x\n8:pids:/p\n4:memory:/m", "/r/memory/m/memory.oom_control", "/r/pids/p/pids.events", "/p"},
+		{"colon in the path", "0::/a:b\n", "/r/a:b/memory.events", "/r/a:b/pids.events", "/a:b"},
 	} {
-		memory, pids, err := sandbox.EventFiles("/r", []byte(tc.member))
-		if err != nil || memory != tc.memory || pids != tc.pids {
-			t.Errorf("%s: %q, %q, %v, want %q, %q", tc.name, memory, pids, err, tc.memory, tc.pids)
+		memory, pids, cgroup, err := sandbox.EventFiles("/r", tc.member)
+		if err != nil || memory != tc.memory || pids != tc.pids || cgroup != tc.cgroup {
+			t.Errorf("%s: %q, %q, %q, %v, want %q, %q, %q", tc.name, memory, pids, cgroup, err, tc.memory, tc.pids, tc.cgroup)
 		}
 	}
 	for _, member := range []string{"", "\n", "x", "4:memory:/m\n", "1:name=systemd:/\n"} {
-		if _, _, err := sandbox.EventFiles("/r", []byte(member)); err == nil {
+		if _, _, _, err := sandbox.EventFiles("/r", member); err == nil {
 			t.Errorf("%q: no error", member)
+		}
+	}
+}
+
+func TestIsRefusal(t *testing.T) {
+	for record, want := range map[string]bool{
+		"6,812,5140900,-;cgroup: fork rejected by pids controller in /docker/1\n":             true,
+		"6,812,5140900,-;cgroup: fork rejected by pids controller in /docker/1\n SUBSYSTEM=x": true,
+		"6,812,5140900,-;cgroup: fork rejected by pids controller in /docker/12\n":            false,
+		"6,812,5140900,-;cgroup: fork rejected by pids controller in /\n":                     false,
+		"6,812,5140900,-;eth0: link is up\n":                                                  false,
+		"":                                                                                    false,
+	} {
+		if got := sandbox.IsRefusal([]byte(record), "/docker/1"); got != want {
+			t.Errorf("IsRefusal(%q) = %v", record, got)
 		}
 	}
 }
@@ -142,7 +221,7 @@ func FuzzEventFiles(f *testing.F) {
 	f.Add("0::/a\n")
 	f.Add("4:memory:/m\n8:pids:/p\n")
 	f.Fuzz(func(t *testing.T, member string) {
-		memory, pids, err := sandbox.EventFiles("/r", []byte(member))
+		memory, pids, _, err := sandbox.EventFiles("/r", member)
 		if err == nil && (memory == "" || pids == "") {
 			t.Errorf("EventFiles(%q) = %q, %q", member, memory, pids)
 		}
