@@ -56,7 +56,7 @@ func openArchive(f interface {
 	a := &archive{file: f, files: make(map[string]span)}
 	for r := tar.NewReader(f); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return a, nil
 		}
 		if err != nil {

@@ -26,6 +26,7 @@ var cases = []testCase{
 	{"OutputAsItAppears", testOutputAsItAppears},
 	{"OutputComplete", testOutputComplete},
 	{"OutputLongLine", testOutputLongLine},
+	{"OutputSlowWriter", testOutputSlowWriter},
 	{"OutputOnFailure", testOutputOnFailure},
 	{"OutputNoneAfterRun", testOutputNoneAfterRun},
 	{"OutputDiscarded", testOutputDiscarded},

@@ -86,6 +86,24 @@ func testOutputLongLine(r *run) {
 	}
 }
 
+// The command has long ended when the writer comes to take its output.
+func testOutputSlowWriter(r *run) {
+	const size = 64 << 10 // what a pipe holds
+	step := r.command("probe", "count", strconv.Itoa(size))
+	var c counter
+	slow := sync.OnceFunc(func() { time.Sleep(time.Second) })
+	step.Stdout = writerFunc(func(p []byte) (int, error) {
+		slow()
+		return c.Write(p)
+	})
+	if err := r.Executor.Run(r.Context(), step); err != nil {
+		r.Fatal(err)
+	}
+	if c.err != nil || c.size < size {
+		r.Errorf("%d of %d bytes: %v", c.size, size, c.err)
+	}
+}
+
 func testOutputOnFailure(r *run) {
 	out, errs, err := r.run(r.Context(), r.step("seq 1 1000; seq 1 1000 >&2; exit 3"))
 	r.exits(err, 3)

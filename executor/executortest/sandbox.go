@@ -130,6 +130,10 @@ func testProcMasked(r *run) {
 	if out != "" {
 		r.Error(out)
 	}
+	// Not even a root of the container could write there.
+	if out := r.output(r.step("grep ' /proc/sys ' /proc/self/mountinfo; exit 0")); !strings.Contains(out, " ro,") {
+		r.Errorf("/proc/sys is mounted %q, want it read-only", out)
+	}
 }
 
 func testDevices(r *run) {
