@@ -25,40 +25,39 @@ func count(lines []byte, key string) uint64 {
 	return 0
 }
 
-// files are those that count kills and refused processes.
-type files struct {
-	memory, pids string
-	cgroup       string // path in the hierarchy of pids
-}
+// A place is a cgroup in one hierarchy and the file there that counts.
+type place struct{ cgroup, file string }
 
-// eventFiles finds the files from the content of a /proc/PID/cgroup: lines of
+// groups are the places of a process that count kills and refused processes.
+type groups struct{ memory, pids place }
+
+// membership finds the places from the content of a /proc/PID/cgroup: lines of
 // "id:controllers:path", of which the one with id 0 is cgroup v2 (cgroups(7)).
-func eventFiles(root string, member []byte) (files, error) {
-	var v1, v2 files
+func membership(root string, member []byte) (groups, error) {
+	var v1, v2 groups
 	for line := range bytes.Lines(member) {
 		id, rest, _ := strings.Cut(strings.TrimSuffix(string(line), "\n"), ":")
-		controllers, path, ok := strings.Cut(rest, ":")
+		controllers, cgroup, ok := strings.Cut(rest, ":")
 		if !ok {
 			continue
 		}
 		if id == "0" {
-			dir := filepath.Join(root, path)
-			v2 = files{filepath.Join(dir, "memory.events"), filepath.Join(dir, "pids.events"), path}
+			v2.memory = place{cgroup, filepath.Join(root, cgroup, "memory.events")}
+			v2.pids = place{cgroup, filepath.Join(root, cgroup, "pids.events")}
 			continue
 		}
 		for c := range strings.SplitSeq(controllers, ",") {
 			switch c {
 			case "memory":
-				v1.memory = filepath.Join(root, controllers, path, "memory.oom_control")
+				v1.memory = place{cgroup, filepath.Join(root, controllers, cgroup, "memory.oom_control")}
 			case "pids":
-				v1.pids = filepath.Join(root, controllers, path, "pids.events")
-				v1.cgroup = path
+				v1.pids = place{cgroup, filepath.Join(root, controllers, cgroup, "pids.events")}
 			}
 		}
 	}
-	f := files{cmp.Or(v1.memory, v2.memory), cmp.Or(v1.pids, v2.pids), cmp.Or(v1.cgroup, v2.cgroup)}
-	if f.memory == "" || f.pids == "" {
-		return files{}, errors.New("the process is in no cgroup with a memory and a pids controller")
+	g := groups{cmp.Or(v1.memory, v2.memory), cmp.Or(v1.pids, v2.pids)}
+	if g.memory.file == "" || g.pids.file == "" {
+		return groups{}, errors.New("the process is in no cgroup with a memory and a pids controller")
 	}
-	return f, nil
+	return g, nil
 }

@@ -4,13 +4,14 @@ package sandbox
 // the process's /proc/PID/cgroup.
 var WatchAt = watch
 
-// Count and EventFiles parse what the kernel writes.
+// What parses what the kernel writes.
 var (
 	Count     = count
 	IsRefusal = isRefusal
+	IsKill    = isKill
 )
 
-func EventFiles(root, member string) (memory, pids, cgroup string, err error) {
-	f, err := eventFiles(root, []byte(member))
-	return f.memory, f.pids, f.cgroup, err
+func Membership(root, member string) (memoryFile, pidsFile, memoryCgroup, pidsCgroup string, err error) {
+	g, err := membership(root, []byte(member))
+	return g.memory.file, g.pids.file, g.memory.cgroup, g.pids.cgroup, err
 }

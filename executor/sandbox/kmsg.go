@@ -8,56 +8,68 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxRecords bounds how much of the kernel's log is read for one cgroup.
-const maxRecords = 10_000
+// maxRecords bounds how much of the kernel's log is read; its buffer holds
+// less, unless it is filled meanwhile.
+const maxRecords = 1 << 16
 
-// kernelLog is a descriptor of the kernel's log, -1 where it cannot be read.
-type kernelLog int
+// A kernelLog is what the kernel logs from when it was opened. A nil one is
+// empty.
+type kernelLog struct{ fd int }
 
-// openKernelLog returns the log from here on.
-func openKernelLog() kernelLog {
+// openKernelLog returns nil where the log cannot be read.
+func openKernelLog() *kernelLog {
 	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1
+		return nil
 	}
 	if _, err := unix.Seek(fd, 0, io.SeekEnd); err != nil {
 		unix.Close(fd)
-		return -1
+		return nil
 	}
-	return kernelLog(fd)
+	return &kernelLog{fd}
 }
 
-// refused reports whether the kernel has logged that it refused the cgroup a
-// process. It does so the first time for each cgroup.
-func (l kernelLog) refused(cgroup string) bool {
-	if l < 0 {
-		return false
+// each calls f with the records that were not read before.
+func (l *kernelLog) each(f func(record []byte)) {
+	if l == nil {
+		return
 	}
-	record := make([]byte, 8<<10) // one a read
+	buf := make([]byte, 8<<10) // a read returns one record
 	for range maxRecords {
-		n, err := unix.Read(int(l), record)
-		if errors.Is(err, unix.EPIPE) { // some were overwritten
-			continue
-		}
-		if err != nil {
-			return false
-		}
-		if isRefusal(record[:n], cgroup) {
-			return true
+		n, err := unix.Read(l.fd, buf)
+		switch {
+		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.EINTR): // some were overwritten; the next read goes on
+		case err != nil || n <= 0:
+			return
+		default:
+			f(buf[:n])
 		}
 	}
-	return false
 }
 
-// isRefusal recognises the record that pids_event of the kernel writes.
+func (l *kernelLog) close() {
+	if l != nil {
+		unix.Close(l.fd)
+	}
+}
+
+// isRefusal recognises what the kernel logs when it refuses a cgroup a process
+// for the first time (pids_event in kernel/cgroup/pids.c).
 func isRefusal(record []byte, cgroup string) bool {
-	line, _, _ := bytes.Cut(record, []byte{'\n'})
-	_, text, _ := bytes.Cut(line, []byte{';'})
-	return string(text) == "cgroup: fork rejected by pids controller in "+cgroup
+	return string(text(record)) == "cgroup: fork rejected by pids controller in "+cgroup
 }
 
-func (l kernelLog) close() {
-	if l >= 0 {
-		unix.Close(int(l))
-	}
+// isKill recognises what the kernel logs when it kills a process of a cgroup
+// for want of memory (dump_oom_victim in mm/oom_kill.c, since Linux 5.0).
+func isKill(record []byte, cgroup string) bool {
+	t := text(record)
+	return bytes.HasPrefix(t, []byte("oom-kill:")) && bytes.Contains(t, []byte(",task_memcg="+cgroup+","))
+}
+
+// text is the message of a record of /dev/kmsg: "prefix;message\n", then
+// perhaps lines of "key=value".
+func text(record []byte) []byte {
+	line, _, _ := bytes.Cut(record, []byte{'\n'})
+	_, message, _ := bytes.Cut(line, []byte{';'})
+	return message
 }

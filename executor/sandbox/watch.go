@@ -1,12 +1,10 @@
 package sandbox
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +13,9 @@ import (
 )
 
 // period is how often the counters are read when no event says that one of
-// them may have changed.
-const period = 20 * time.Millisecond
+// them has changed. On cgroup v1 there is no event for a kill, and since Linux
+// 6.11 none for a refused process.
+const period = 10 * time.Millisecond
 
 // Counters follow the memory and process limits of one cgroup.
 type Counters struct {
@@ -33,9 +32,9 @@ type Counters struct {
 // runs. It knows cgroup v1 and v2, mounted where every distribution mounts
 // them. The caller must call Close.
 //
-// A limit that was hit just before the removal is seen even if this program
-// gets no time on a processor in between, except for want of memory on cgroup
-// v2: ask the runtime, too.
+// What happens just before the removal may come too late to be read. Then the
+// kernel's log tells, if this program may read it and the kernel has not
+// suppressed the message: if the runtime has an opinion of its own, ask it, too.
 func Watch(pid int) (*Counters, error) {
 	member, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -47,30 +46,29 @@ func Watch(pid int) (*Counters, error) {
 // watch follows the cgroup that member, the content of a /proc/PID/cgroup,
 // names beneath root.
 func watch(root string, member []byte) (_ *Counters, err error) {
-	files, err := eventFiles(root, member)
+	g, err := membership(root, member)
 	if err != nil {
 		return nil, err
 	}
 	c := new(Counters)
 	w := &watcher{
-		log:    openKernelLog(),
-		cgroup: files.cgroup,
-		memory: source{key: "oom_kill", hit: &c.oom},
-		pids:   source{key: "max", hit: &c.pids},
+		sources: []*source{
+			{cgroup: g.memory.cgroup, key: "oom_kill", logged: isKill, hit: &c.oom},
+			{cgroup: g.pids.cgroup, key: "max", logged: isRefusal, hit: &c.pids},
+		},
+		log: openKernelLog(),
 	}
 	defer func() {
 		if err != nil {
 			w.close()
 		}
 	}()
-	if err := w.open(files); err != nil {
-		return nil, err
+	for i, path := range []string{g.memory.file, g.pids.file} {
+		if w.sources[i].file, err = os.Open(path); err != nil {
+			return nil, err
+		}
 	}
 	if w.stopped, c.stop, err = os.Pipe(); err != nil {
-		return nil, err
-	}
-	if err := w.await(w.stopped, unix.EPOLLIN|unix.EPOLLHUP); err != nil {
-		c.stop.Close()
 		return nil, err
 	}
 	c.done.Go(func() {
@@ -101,164 +99,75 @@ func (c *Counters) Close() error {
 }
 
 // A source is a file of "key value" lines and the counter in it that must stay
-// 0.
+// 0, with what the kernel logs when it does not.
 type source struct {
-	file *os.File
-	key  string
-	hit  *atomic.Bool
-	gone bool   // with its cgroup
-	news uint64 // events since the file could last be read
+	file   *os.File
+	cgroup string
+	key    string
+	logged func(record []byte, cgroup string) bool
+	hit    *atomic.Bool
+	gone   bool
 }
 
-// read looks at the counter, and at whether it is still there.
 func (s *source) read() {
 	buf := make([]byte, 4<<10)
 	n, err := s.file.ReadAt(buf, 0)
 	if s.gone = err != nil && !errors.Is(err, io.EOF); s.gone {
 		return
 	}
-	s.news = 0
 	if count(buf[:n], s.key) > 0 {
 		s.hit.Store(true)
 	}
 }
 
 // A watcher is what the goroutine of Counters works with.
-//
-// It may be late: a runtime removes the cgroup as soon as it has noticed the
-// exit, and then the counters cannot be read any more. What the kernel has put
-// into the epoll instance, the eventfd and its log before is still there.
 type watcher struct {
-	memory, pids source
-	stopped      *os.File
-	epoll        *os.File
-	ooms         *os.File // cgroup v1: eventfd that counts the times memory ran out, and the removal; nil elsewhere
-	oom          bool     // memory has run out; the kill is counted a moment later
-	log          kernelLog
-	cgroup       string // where the process is in the hierarchy of pids, as the kernel logs it
-}
-
-func (w *watcher) open(files files) (err error) {
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("epoll: %w", err)
-	}
-	w.epoll = os.NewFile(uintptr(epoll), "epoll")
-	if w.memory.file, err = os.Open(files.memory); err != nil {
-		return err
-	}
-	if w.pids.file, err = os.Open(files.pids); err != nil {
-		return err
-	}
-	for _, s := range []*source{&w.memory, &w.pids} {
-		s.read() // or else its present content would be the first event
-		if err := w.await(s.file, unix.EPOLLPRI|unix.EPOLLET); err != nil {
-			return err
-		}
-	}
-	w.ooms = oomEvents(w.memory.file)
-	if w.ooms == nil {
-		return nil
-	}
-	return w.await(w.ooms, unix.EPOLLIN)
-}
-
-// oomEvents returns an eventfd that the kernel adds to each time memory runs
-// out, and once more when the cgroup is removed, or nil if it does not: only
-// cgroup v1 has this, and not on every kernel.
-func oomEvents(control *os.File) *os.File {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil
-	}
-	f := os.NewFile(uintptr(fd), "eventfd")
-	register, err := os.OpenFile(filepath.Join(filepath.Dir(control.Name()), "cgroup.event_control"), os.O_WRONLY, 0)
-	if err != nil {
-		f.Close()
-		return nil
-	}
-	defer register.Close()
-	if _, err := fmt.Fprintf(register, "%d %d", fd, control.Fd()); err != nil {
-		f.Close()
-		return nil
-	}
-	return f
-}
-
-// await adds a file to the epoll instance. One that knows no events is left to
-// the period.
-func (w *watcher) await(f *os.File, events uint32) error {
-	fd := int(f.Fd())
-	err := unix.EpollCtl(int(w.epoll.Fd()), unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
-	if err != nil && !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("epoll: %w", err)
-	}
-	return nil
+	sources []*source
+	stopped *os.File
+	log     *kernelLog
 }
 
 // follow reads the counters after every event, at least once each period, and
-// a last time after the other end of stopped is closed. It returns when both
-// are gone, too.
+// a last time after the other end of stopped is closed. It returns earlier
+// when the cgroup is gone.
 func (w *watcher) follow() {
-	for stopping := false; ; {
-		ranOut := w.memory.news > 0
-		w.memory.read()
-		w.oom = w.oom || ranOut && !w.memory.gone
-		w.pids.read()
-		last := stopping || w.memory.gone && w.pids.gone
-		patience := period
-		if last {
-			patience = 0 // but look at the events once more
+	fds := []unix.PollFd{{Fd: int32(w.stopped.Fd())}}
+	for _, s := range w.sources {
+		fds = append(fds, unix.PollFd{Fd: int32(s.file.Fd()), Events: unix.POLLPRI})
+	}
+	for {
+		gone := false
+		for _, s := range w.sources {
+			s.read()
+			gone = gone || s.gone
 		}
-		if stopping = w.events(patience); last {
-			break
+		if gone {
+			w.log.each(func(record []byte) {
+				for _, s := range w.sources {
+					if s.logged(record, s.cgroup) {
+						s.hit.Store(true)
+					}
+				}
+			})
+			return
 		}
-	}
-	// One of its events is the removal; the others are times memory ran out.
-	if w.memory.gone && (w.oom || w.memory.news > 1) {
-		w.memory.hit.Store(true)
-	}
-	// The removal is none of its events, but Linux 6.11 and later have none on cgroup v1.
-	if w.pids.gone && (w.pids.news > 0 || w.log.refused(w.cgroup)) {
-		w.pids.hit.Store(true)
-	}
-}
-
-// events waits for events, no longer than patience, and reports whether stopped
-// is closed.
-func (w *watcher) events(patience time.Duration) (stopping bool) {
-	var list [4]unix.EpollEvent
-	n, err := unix.EpollWait(int(w.epoll.Fd()), list[:], int(patience/time.Millisecond))
-	for errors.Is(err, unix.EINTR) {
-		n, err = unix.EpollWait(int(w.epoll.Fd()), list[:], 0)
-	}
-	for _, e := range list[:max(n, 0)] {
-		switch e.Fd {
-		case int32(w.stopped.Fd()):
-			stopping = true
-		case int32(w.pids.file.Fd()):
-			w.pids.news++
-		case int32(w.ooms.Fd()):
-			w.memory.news += drain(w.ooms)
+		if fds[0].Revents != 0 {
+			return
+		}
+		if _, err := unix.Poll(fds, int(period/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
+			return
 		}
 	}
-	return stopping
-}
-
-// drain returns what an eventfd has counted since it was last drained.
-func drain(f *os.File) uint64 {
-	var b [8]byte
-	if n, err := unix.Read(int(f.Fd()), b[:]); err != nil || n != len(b) {
-		return 0
-	}
-	return binary.NativeEndian.Uint64(b[:])
 }
 
 func (w *watcher) close() {
-	for _, f := range []*os.File{w.memory.file, w.pids.file, w.stopped, w.epoll, w.ooms} {
-		if f != nil {
-			f.Close()
+	for _, s := range w.sources {
+		if s.file != nil {
+			s.file.Close()
 		}
+	}
+	if w.stopped != nil {
+		w.stopped.Close()
 	}
 	w.log.close()
 }
