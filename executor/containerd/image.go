@@ -22,6 +22,9 @@ import (
 	"github.com/monochromegane/cargo/executor"
 )
 
+// A progressFunc is told what takes time, in words and key-value pairs.
+type progressFunc = func(msg string, args ...any)
+
 // archiveName is what images from archives are called, with the digest of
 // their configuration as a tag. The tag in the archive does not serve: it may
 // mean something else tomorrow.
@@ -43,49 +46,58 @@ func (e *Executor) EnsureImage(ctx context.Context, ref string, progress func(ms
 	if progress == nil {
 		progress = func(string, ...any) {}
 	}
-	ctx = e.in(ctx)
-	name, want, fetch, err := e.plan(ref, progress)
+	ensure := e.fromRegistry
+	if isArchive(ref) {
+		ensure = e.fromArchive
+	}
+	img, err := ensure(e.in(ctx), ref, progress)
+	if err != nil {
+		return executor.Image{}, e.fault("image "+ref, err)
+	}
+	return img, nil
+}
+
+func (e *Executor) fromArchive(ctx context.Context, file string, progress progressFunc) (executor.Image, error) {
+	want, err := configDigest(file, platforms.Default())
 	if err != nil {
 		return executor.Image{}, err
 	}
+	name := archiveName + ":" + want.Algorithm().String() + "-" + want.Encoded()
+	img, err := e.ensure(ctx, name, progress, func(ctx context.Context) error { return e.load(ctx, file, name, progress) })
+	if err == nil && img.Digest != want.String() {
+		err = fmt.Errorf("containerd has configuration %s under %s", img.Digest, name)
+	}
+	return img, err
+}
+
+func (e *Executor) fromRegistry(ctx context.Context, ref string, progress progressFunc) (executor.Image, error) {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return executor.Image{}, fmt.Errorf("neither a file nor a reference in a registry: %w", err)
+	}
+	name := named.String()
+	return e.ensure(ctx, name, progress, func(ctx context.Context) error { return e.pull(ctx, name, progress) })
+}
+
+// ensure makes sure that the image name is there, by fetch if it is not, and unpacked.
+func (e *Executor) ensure(ctx context.Context, name string, progress progressFunc, fetch func(context.Context) error) (executor.Image, error) {
 	img, err := e.client.GetImage(ctx, name)
 	if errdefs.IsNotFound(err) {
 		start := time.Now()
-		if err := e.leased(ctx, func(ctx context.Context) error { return fetch(ctx, name) }); err != nil {
-			return executor.Image{}, e.fault("image "+ref, err)
+		if err := e.leased(ctx, fetch); err != nil {
+			return executor.Image{}, err
 		}
-		progress("image is here", "image", ref, "seconds", time.Since(start).Seconds())
+		progress("image is here", "image", name, "seconds", time.Since(start).Seconds())
 		img, err = e.client.GetImage(ctx, name)
 	}
 	if err != nil {
-		return executor.Image{}, e.fault("image "+ref, err)
+		return executor.Image{}, err
 	}
 	config, err := e.unpacked(ctx, img, progress)
 	if err != nil {
-		return executor.Image{}, e.fault("image "+ref, err)
-	}
-	if want != "" && config != want {
-		return executor.Image{}, fmt.Errorf("image %s: containerd has configuration %s under %s", ref, config, name)
+		return executor.Image{}, err
 	}
 	return executor.Image{Ref: name, Digest: config.String()}, nil
-}
-
-// plan says how the image that ref means is called in containerd, which
-// configuration it must have, if that is known, and how to get it.
-func (e *Executor) plan(ref string, progress func(string, ...any)) (name string, want digest.Digest, fetch func(context.Context, string) error, err error) {
-	if isArchive(ref) {
-		want, err = configDigest(ref, platforms.Default())
-		if err != nil {
-			return "", "", nil, fmt.Errorf("image archive %s: %w", ref, err)
-		}
-		return archiveName + ":" + want.Algorithm().String() + "-" + want.Encoded(), want,
-			func(ctx context.Context, name string) error { return e.load(ctx, ref, name, progress) }, nil
-	}
-	parsed, err := reference.ParseDockerRef(ref)
-	if err != nil {
-		return "", "", nil, fmt.Errorf("image %q is neither a file nor a reference in a registry: %w", ref, err)
-	}
-	return parsed.String(), "", func(ctx context.Context, name string) error { return e.pull(ctx, name, progress) }, nil
 }
 
 // isArchive reports whether ref is meant as a path.
@@ -114,7 +126,7 @@ func (e *Executor) leased(ctx context.Context, f func(context.Context) error) er
 	return f(ctx)
 }
 
-func (e *Executor) load(ctx context.Context, file, name string, progress func(string, ...any)) error {
+func (e *Executor) load(ctx context.Context, file, name string, progress progressFunc) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
@@ -129,7 +141,7 @@ func (e *Executor) load(ctx context.Context, file, name string, progress func(st
 	return err
 }
 
-func (e *Executor) pull(ctx context.Context, name string, progress func(string, ...any)) error {
+func (e *Executor) pull(ctx context.Context, name string, progress progressFunc) error {
 	progress("pulling image", "image", name)
 	layers := func(h images.Handler) images.Handler {
 		return images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
@@ -153,7 +165,7 @@ func (e *Executor) pull(ctx context.Context, name string, progress func(string, 
 
 // unpacked makes sure that img is for this host and that its layers are
 // snapshots, and returns the digest of its configuration.
-func (e *Executor) unpacked(ctx context.Context, img client.Image, progress func(string, ...any)) (digest.Digest, error) {
+func (e *Executor) unpacked(ctx context.Context, img client.Image, progress progressFunc) (digest.Digest, error) {
 	config, err := img.Config(ctx)
 	if err != nil {
 		return "", err
@@ -213,7 +225,7 @@ type progressReader struct {
 	size     int64
 	done     int64
 	tenths   int64
-	progress func(msg string, args ...any)
+	progress progressFunc
 }
 
 func (p *progressReader) Read(b []byte) (int, error) {

@@ -249,9 +249,15 @@ func TestEnsureImageRegistry(t *testing.T) {
 	t.Run("registry away", func(t *testing.T) {
 		gone := httptest.NewServer(nil)
 		gone.Close()
-		ref := strings.TrimPrefix(gone.URL, "http://") + "/cargo/builder:1"
-		if _, err := e.EnsureImage(t.Context(), ref, nil); err == nil || errors.Is(err, executor.ErrUnavailable) || !strings.Contains(err.Error(), ref) {
-			t.Errorf("EnsureImage = %v, want an error about %s", err, ref)
+		busy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		}))
+		defer busy.Close()
+		for _, url := range []string{gone.URL, busy.URL} {
+			ref := strings.TrimPrefix(url, "http://") + "/cargo/builder:1"
+			if _, err := e.EnsureImage(t.Context(), ref, nil); err == nil || errors.Is(err, executor.ErrUnavailable) || !strings.Contains(err.Error(), ref) {
+				t.Errorf("EnsureImage = %v, want an error about %s", err, ref)
+			}
 		}
 	})
 	if left := leftovers(t, address, filepath.Dir(address), owner); len(left) > 0 {
