@@ -22,9 +22,12 @@ const (
 	globAny                  // one byte that is no slash
 	globSet                  // one byte out of a set
 	globStar                 // any bytes but slashes, or none
-	globDeep                 // any bytes, or none: two stars at the end
+	globDeep                 // any bytes, or none: two stars and no slash
 	globDirs                 // any directories and their slashes, or none: two stars and a slash
 )
+
+// special are the bytes of a pattern that do not stand for themselves.
+const special = `*?[\`
 
 // parseGlob reports whether the pattern is well-formed; an ill-formed one
 // matches nothing.
@@ -86,19 +89,18 @@ func (s *byteSet) negate() {
 }
 
 // stars says what n stars at pattern[i] mean, and how much of the pattern they
-// take. Two stars are special only between slashes or ends.
+// take. Two stars are special only between slashes or ends; and where nothing
+// special comes before, because git compares that part without them.
 func stars(pattern string, i, n int) (globItem, int) {
 	rest := pattern[i+n:]
-	if n == 1 || i > 0 && pattern[i-1] != '/' {
+	if n == 1 || i > 0 && pattern[i-1] != '/' && strings.ContainsAny(pattern[:i], special) {
 		return globItem{kind: globStar}, n
 	}
 	switch {
-	case rest == "":
+	case rest == "", strings.HasPrefix(rest, `\/`):
 		return globItem{kind: globDeep}, n
 	case rest[0] == '/':
 		return globItem{kind: globDirs}, n + 1
-	case strings.HasPrefix(rest, `\/`):
-		return globItem{kind: globDirs}, n + 2
 	}
 	return globItem{kind: globStar}, n
 }
@@ -131,7 +133,7 @@ func parseClass(s string) (set *byteSet, n int, ok bool) {
 				i += len(name) + 4
 				continue
 			}
-			if found && !strings.ContainsAny(name, "[]") {
+			if found && !strings.Contains(name, "]") {
 				return nil, 0, false
 			}
 		}

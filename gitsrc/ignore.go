@@ -40,21 +40,18 @@ func (ig ignores) match(name string, isDir bool) bool {
 }
 
 func (ig ignores) excluded(name string, isDir bool) bool {
-	for dir := path.Dir(name); ; dir = path.Dir(dir) {
-		if dir == "." {
-			dir = ""
-		}
-		below := strings.TrimPrefix(name[len(dir):], "/")
+	dir, below := name, ""
+	for dir != "" {
+		i := strings.LastIndexByte(dir, '/')
+		dir, below = name[:max(i, 0)], name[i+1:]
 		patterns := ig[dir]
 		for i := len(patterns) - 1; i >= 0; i-- {
 			if patterns[i].match(below, isDir) {
 				return !patterns[i].negated
 			}
 		}
-		if dir == "" {
-			return false
-		}
 	}
+	return false
 }
 
 // An ignorePattern is one line of a .gitignore file.

@@ -52,7 +52,8 @@ func (s *Source) Seal(tok Token, id build.ID) ([]byte, error) {
 	if tok.IsZero() {
 		return nil, nil
 	}
-	plain := []byte(tok.c.user + "\x00" + tok.c.password) // neither holds a control character
+	c := tok.reveal()
+	plain := []byte(c.user + "\x00" + c.password) // neither holds a control character
 	return s.keys.seal.Seal(nil, nil, plain, []byte(id)), nil
 }
 
@@ -69,7 +70,7 @@ func (s *Source) Unseal(sealed []byte, id build.ID) (Token, error) {
 	if !ok {
 		return Token{}, errSeal
 	}
-	return Token{&credential{user, password}}, nil
+	return newToken(user, password), nil
 }
 
 // accessKey names an answer of the access cache without holding the token.
@@ -77,7 +78,8 @@ func (s *Source) accessKey(repo build.Repository, tok Token) cacheKey {
 	mac := hmac.New(sha256.New, s.keys.access)
 	parts := []string{repo.Remote, repo.Owner, repo.Name}
 	if !tok.IsZero() {
-		parts = append(parts, tok.c.user, tok.c.password)
+		c := tok.reveal()
+		parts = append(parts, c.user, c.password)
 	}
 	for _, p := range parts {
 		_ = binary.Write(mac, binary.BigEndian, uint32(len(p))) // a hash never fails

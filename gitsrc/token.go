@@ -22,9 +22,9 @@ const maxAuthorization = 4 << 10
 // A Token is a caller's credential for a git host; the zero value is
 // anonymous. It prints as "redacted", whatever it is printed with.
 type Token struct {
-	// c is a pointer so that printing a struct that hides a Token in an
-	// unexported field, where fmt calls no methods, shows an address only.
-	c *credential
+	// reveal is a function because fmt, which calls no methods of a Token in an
+	// unexported field of somebody's struct, follows pointers but not closures.
+	reveal func() credential
 }
 
 type credential struct{ user, password string }
@@ -49,14 +49,14 @@ func ParseAuthorization(header string) (Token, error) {
 		if value == "" || hasControl(value) || strings.Contains(value, " ") {
 			return Token{}, fmt.Errorf("%w: no token follows the scheme", ErrBadAuthorization)
 		}
-		return Token{&credential{tokenUser, value}}, nil
+		return newToken(tokenUser, value), nil
 	case "basic":
 		raw, err := base64.StdEncoding.DecodeString(value)
 		user, password, ok := strings.Cut(string(raw), ":")
 		if err != nil || !ok || hasControl(string(raw)) || user+password == "" {
 			return Token{}, fmt.Errorf("%w: what follows Basic is not user:password in base64", ErrBadAuthorization)
 		}
-		return Token{&credential{user, password}}, nil
+		return newToken(user, password), nil
 	}
 	return Token{}, fmt.Errorf("%w: use token, Bearer or Basic", ErrBadAuthorization)
 }
@@ -65,15 +65,20 @@ func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
+func newToken(user, password string) Token {
+	return Token{func() credential { return credential{user, password} }}
+}
+
 // IsZero reports whether t is anonymous.
-func (t Token) IsZero() bool { return t.c == nil }
+func (t Token) IsZero() bool { return t.reveal == nil }
 
 // auth is what go-git sends for t, nil for nothing.
 func (t Token) auth() *githttp.BasicAuth {
-	if t.c == nil {
+	if t.IsZero() {
 		return nil
 	}
-	return &githttp.BasicAuth{Username: t.c.user, Password: t.c.password}
+	c := t.reveal()
+	return &githttp.BasicAuth{Username: c.user, Password: c.password}
 }
 
 const redacted = "redacted"
