@@ -74,8 +74,8 @@ const (
 
 const (
 	pingTimeout    = 5 * time.Second
-	callTimeout    = time.Minute      // what takes milliseconds, on a machine that is very busy
-	cleanupTimeout = 30 * time.Second // includes the restart of a daemon
+	callTimeout    = time.Minute // what takes milliseconds, on a machine that is very busy
+	cleanupTimeout = time.Minute // includes the restart of a daemon
 	retryInterval  = 200 * time.Millisecond
 )
 
