@@ -81,10 +81,9 @@ func (s *server) account(w *response, c call, err error, d time.Duration) {
 	}
 	level := slog.LevelInfo
 	switch {
+	case c.route == routeHealth || c.route == routeReady || c.route == routeMetrics: // probes come every few seconds
+		level = slog.LevelDebug
 	case err == nil:
-		if c.route == routeHealth || c.route == routeReady || c.route == routeMetrics {
-			level = slog.LevelDebug
-		}
 	case gone || w.err != nil: // nobody's fault
 	case problemOf(err).Status == http.StatusInternalServerError:
 		level = slog.LevelError
