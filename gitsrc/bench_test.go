@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -93,7 +94,7 @@ func processorTime(b *testing.B, who int) time.Duration {
 // processor time is counted neither as ours nor as that of a child that has ended.
 func serveElsewhere(b *testing.B, root string) (address string) {
 	b.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestServe$")
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "GITSRC_SERVE="+root)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -112,19 +113,19 @@ func serveElsewhere(b *testing.B, root string) (address string) {
 	return address
 }
 
-// TestServe is not a test: it is the process of serveElsewhere.
-func TestServe(t *testing.T) {
+// TestMain is also the process of serveElsewhere.
+func TestMain(m *testing.M) {
 	root := os.Getenv("GITSRC_SERVE")
 	if root == "" {
-		t.Skip("for benchmarks")
+		os.Exit(m.Run())
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		log.Fatal(err)
 	}
 	fmt.Println("http://" + listener.Addr().String())
 	server := &http.Server{Handler: gitsrctest.Handler(root, nil), ReadHeaderTimeout: time.Minute}
-	t.Fatal(server.Serve(listener))
+	log.Fatal(server.Serve(listener))
 }
 
 func benchTree(b *testing.B) fs.FS {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"os"
 
@@ -22,9 +21,6 @@ const (
 	// commit, a tag, a tree, and both sides of a delta. Files that are sent
 	// as they are do not count.
 	maxWholeBytes = 64 << 20
-
-	maxDeltaDepth  = 4095 // git's own limit: OE_DEPTH_BITS of pack-objects.h
-	maxDeltaRounds = 64   // passes to find bases that come after their deltas
 
 	// moreObjects is how many objects a pack may hold beside one for each
 	// entry of the tree: the commit, the root tree and a chain of tags.
@@ -221,92 +217,6 @@ func (p *pack) hold(n int64) bool {
 	return true
 }
 
-// resolveDeltas finds out what the deltas are. A base comes before its delta
-// in what git sends, but need not.
-func (p *pack) resolveDeltas(ctx context.Context) error {
-	var pending []*object
-	for _, o := range p.objects {
-		if o.delta {
-			pending = append(pending, o)
-		}
-	}
-	for range maxDeltaRounds {
-		var next []*object
-		for _, o := range pending {
-			if o.base == nil {
-				o.base = p.byID[o.baseID]
-			}
-			if o.base == nil || o.base.id.IsZero() {
-				next = append(next, o)
-				continue
-			}
-			if err := p.resolveDelta(ctx, o); err != nil {
-				return err
-			}
-		}
-		if len(next) == 0 {
-			return nil
-		}
-		if len(next) == len(pending) {
-			break
-		}
-		pending = next
-	}
-	return broken("deltas without a base")
-}
-
-func (p *pack) resolveDelta(ctx context.Context, o *object) error {
-	o.depth = o.base.depth + 1
-	if o.depth > maxDeltaDepth {
-		return broken("a chain of deltas is too long")
-	}
-	if o.base.size > maxWholeBytes {
-		return checkWhole(o.base.size)
-	}
-	instructions, err := p.inflate(ctx, o)
-	if err != nil {
-		return err
-	}
-	target, err := deltaTarget(instructions)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(checkWhole(target), p.account(target)); err != nil {
-		return err
-	}
-	content, err := p.patch(ctx, o)
-	if err != nil {
-		return err
-	}
-	o.kind, o.size = o.base.kind, int64(len(content))
-	hasher := plumbing.NewHasher(o.kind, o.size)
-	_, _ = hasher.Write(content) // a hash never fails
-	if err := p.name(o, hasher); err != nil {
-		return err
-	}
-	if p.hold(o.size) {
-		o.content = content
-	}
-	if o.content != nil && o.entry != nil { // its instructions have done their duty
-		p.held -= o.entrySize
-		o.entry = nil
-	}
-	return nil
-}
-
-// patch applies the delta o to its base.
-func (p *pack) patch(ctx context.Context, o *object) ([]byte, error) {
-	base, err := p.bytes(ctx, o.base)
-	if err != nil {
-		return nil, err
-	}
-	instructions, err := p.inflate(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	return packfile.PatchDelta(base, instructions)
-}
-
 // bytes returns the content of a resolved object. The caller must not change it.
 func (p *pack) bytes(ctx context.Context, o *object) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
@@ -376,27 +286,6 @@ func (p *pack) index(w io.Writer) error {
 	}
 	_, err = idxfile.NewEncoder(w).Encode(memory)
 	return err
-}
-
-// deltaTarget reads the size that a delta makes: the second of the two numbers
-// with which it begins. See gitformat-pack(5), "Deltified representation".
-func deltaTarget(delta []byte) (int64, error) {
-	var n uint64
-	for range 2 {
-		n = 0
-		for shift := 0; ; shift += 7 {
-			if len(delta) == 0 || shift > 56 {
-				return 0, broken("a delta without sizes")
-			}
-			c := delta[0]
-			delta = delta[1:]
-			n |= uint64(c&0x7f) << shift
-			if c&0x80 == 0 {
-				break
-			}
-		}
-	}
-	return int64(n), nil
 }
 
 // A contextReader ends with the cause of ctx.

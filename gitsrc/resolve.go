@@ -25,7 +25,8 @@ type Ref struct {
 // same arguments at the same time share one listing.
 //
 // The error is ErrNotFound, wraps ErrUnavailable, is a *RefusedError (too many
-// refs) or wraps the cause of ctx.
+// refs), wraps the cause of ctx, or wraps build.ErrInvalid for a repository
+// whose name is not plain.
 func (s *Source) Resolve(ctx context.Context, repo build.Repository, version string, tok Token, maxAge time.Duration) (Ref, error) {
 	a, public, err := s.access(ctx, repo, tok, maxAge, true)
 	if err != nil {
@@ -76,9 +77,6 @@ func (a answer) ref(version string, public bool) (Ref, error) {
 // access asks without credentials first, and with tok only where that was
 // refused. An answer to tok that still holds saves the first question.
 func (s *Source) access(ctx context.Context, repo build.Repository, tok Token, maxAge time.Duration, whole bool) (a answer, public bool, err error) {
-	if err := repo.Validate(); err != nil {
-		return answer{}, false, err
-	}
 	anonymous := s.accessKey(repo, Token{})
 	if a, ok := s.remembered(anonymous, maxAge, whole); ok && !a.denied {
 		return a, true, nil

@@ -68,6 +68,24 @@ func TestResolve(t *testing.T) {
 	wantEmpty(t, dir)
 }
 
+// A name that is not plain does not reach the host.
+func TestNamesThatAreNotPlain(t *testing.T) {
+	host := gitsrctest.New(t)
+	s := newSource(t, host, nil)
+	for _, name := range []string{"..", "../x", "a b", "a?b", "a%2fb", "x.git", ""} {
+		repo := build.Repository{Remote: remote, Owner: "o", Name: name}
+		if _, err := s.Resolve(t.Context(), repo, "main", gitsrc.Token{}, 0); !errors.Is(err, build.ErrInvalid) {
+			t.Errorf("Resolve(%s) = %v, want ErrInvalid", repo, err)
+		}
+		if _, err := s.Fetch(t.Context(), repo, gitsrc.Ref{}, gitsrc.Token{}, t.TempDir()); !errors.Is(err, build.ErrInvalid) {
+			t.Errorf("Fetch(%s) = %v, want ErrInvalid", repo, err)
+		}
+	}
+	if got := host.Requests(); len(got) > 0 {
+		t.Errorf("requests: %v", got)
+	}
+}
+
 // The four cases of not found are one error with one text.
 func TestNotFoundIsOneError(t *testing.T) {
 	host := gitsrctest.New(t)

@@ -30,12 +30,14 @@ func newTransport() http.RoundTripper {
 }
 
 // connect lists the refs of a repository, and returns the session so that
-// objects can be asked for. Its error is ErrNotFound, wraps ErrUnavailable, is
-// a *RefusedError or ends with the cause of ctx.
+// objects can be asked for. Its errors are those of Resolve.
 func (s *Source) connect(ctx context.Context, repo build.Repository, tok Token) (transport.UploadPackSession, *packp.AdvRefs, error) {
 	base, ok := s.remotes[repo.Remote]
 	if !ok {
 		return nil, nil, ErrNotFound
+	}
+	if err := repo.Validate(); err != nil { // or its name could lead elsewhere on the host
+		return nil, nil, err
 	}
 	endpoint, err := transport.NewEndpoint(base.JoinPath(repo.Owner, repo.Name+".git").String())
 	if err != nil {
