@@ -44,9 +44,25 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// BenchmarkRun is what a container costs: its command does nothing.
+func BenchmarkRun(b *testing.B) {
+	requireDocker(b)
+	e := newExecutor(b, docker.Options{Owner: "benchmark"})
+	img, err := e.EnsureImage(b.Context(), executortest.Archive(b), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	step := executor.Step{ID: "true", Image: img.Ref, Args: []string{"true"}}
+	for b.Loop() {
+		if err := e.Run(b.Context(), step); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // requireDocker skips the test where no daemon answers, and fails it where
 // CARGO_TEST_REQUIRE names docker.
-func requireDocker(t *testing.T) {
+func requireDocker(t testing.TB) {
 	t.Helper()
 	e, err := docker.New(docker.Options{Owner: "test"})
 	if err != nil {
@@ -64,7 +80,7 @@ func requireDocker(t *testing.T) {
 	}
 }
 
-func newExecutor(t *testing.T, o docker.Options) *docker.Executor {
+func newExecutor(t testing.TB, o docker.Options) *docker.Executor {
 	t.Helper()
 	e, err := docker.New(o)
 	if err != nil {
