@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io/fs"
 	"maps"
 	"net/http"
@@ -122,7 +123,7 @@ func TestPrivateRepository(t *testing.T) {
 		const token = "s3cret-Token-0123456789"
 		host := gitsrctest.New(t)
 		files := hello("private")
-		files["Makefile"] = "all:\n\tenv; cat .git/config; ps axww || true\n\techo x > out.txt\n"
+		files["Makefile"] = "all:\n\tenv; cat .git/config; grep -rs . /proc/*/environ /proc/*/cmdline || true\n\tsleep 2; echo x > out.txt\n"
 		repo := host.Repository("me/hello")
 		repo.Tag("v1", repo.Commit("main", gitsrctest.Files(files)))
 		host.Protect("me/hello", token)
@@ -137,6 +138,10 @@ func TestPrivateRepository(t *testing.T) {
 			}
 		}
 		id := s.post(path, token)
+		until(t, "the build runs", func() bool { return s.record(id, token).State == build.Running })
+		for b := s.record(id, token); !b.State.Ended(); b = s.record(id, token) {
+			wantNoProcessSays(t, token)
+		}
 		_, log := s.want(id, token, build.Succeeded, "")
 		for _, p := range []string{"/builds/" + string(id), "/builds/" + string(id) + "/logs", path} {
 			if r := s.do(http.MethodGet, p, ""); r.StatusCode != http.StatusNotFound {
@@ -154,10 +159,46 @@ func TestPrivateRepository(t *testing.T) {
 				t.Errorf("the token is in %s:\n%s", what, text)
 			}
 		}
-		if out, _ := exec.CommandContext(t.Context(), "grep", "-rlaF", token, data).Output(); len(out) > 0 {
-			t.Errorf("the token is in the data directory: %s", out)
-		}
+		wantInNoFile(t, data, token)
 	})
+}
+
+// wantInNoFile fails the test if a secret is in a file below dir.
+func wantInNoFile(t *testing.T, dir, secret string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			var text []byte
+			text, err = os.ReadFile(path)
+			if strings.Contains(string(text), secret) {
+				t.Errorf("%s holds the token", path)
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) { // the server goes on working there
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// wantNoProcessSays fails the test if a secret is in the arguments or the
+// environment of any process of the machine.
+func wantNoProcessSays(t *testing.T, secret string) {
+	t.Helper()
+	for _, pattern := range []string{"/proc/[0-9]*/cmdline", "/proc/[0-9]*/environ"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), secret) {
+				t.Errorf("%s holds the token", f)
+			}
+		}
+	}
 }
 
 func TestFiftyAtOnce(t *testing.T) {
