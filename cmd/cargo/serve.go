@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -150,5 +149,3 @@ func (r *rooms) imageDigest() string {
 	}
 	return ""
 }
-
-type imageCell = atomic.Pointer[executor.Image]
