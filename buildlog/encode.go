@@ -79,7 +79,7 @@ func appendValue(b []byte, v slog.Value, limit int) []byte {
 
 // appendAny is for errors, which become text, and for what JSON can express.
 func appendAny(b []byte, v any, limit int) []byte {
-	text := ""
+	var text string
 	if err, ok := v.(error); ok {
 		text = err.Error()
 	} else if data, err := json.Marshal(v); err == nil && len(data) <= limit {

@@ -105,7 +105,7 @@ func (a *archive) writeTo(w io.Writer, tag string, progress func(int64)) error {
 		if err := tw.WriteHeader(h); err != nil {
 			return err
 		}
-		if _, err := io.Copy(tw, tr); err != nil {
+		if _, err := io.Copy(tw, tr); err != nil { //nolint:gosec // the operator's own archive, and it is not unpacked
 			return err
 		}
 	}

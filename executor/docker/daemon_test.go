@@ -95,7 +95,7 @@ func newDaemon(t *testing.T) *daemon {
 		}
 	}
 	// Not t.TempDir: sockets have short names, and the daemon's mounts may be slow to go.
-	dir, err := os.MkdirTemp("", "cargo-docker-")
+	dir, err := os.MkdirTemp("", "cargo-docker-") //nolint:usetesting // for the two reasons above
 	if err != nil {
 		t.Fatal(err)
 	}
