@@ -68,7 +68,7 @@ type prober interface {
 func readyImage(ctx context.Context, cfg config, e engine, log *slog.Logger) (executor.Image, error) {
 	image, err := e.EnsureImage(ctx, cfg.image, log.Info)
 	if err != nil {
-		return image, usageError{fmt.Errorf("--image %s: %w", cfg.image, err)}
+		return image, usageError{fmt.Errorf("--image: %w; name one that can be pulled, or an archive (`make builder-image` makes bin/builder.tar)", err)}
 	}
 	if p, ok := e.(prober); ok {
 		if err := p.ProbeFiles(ctx, image, cfg.workspaceDir); err != nil {

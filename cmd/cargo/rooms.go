@@ -77,7 +77,7 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 		return nil, err
 	}
 	if r.queue, err = queue.Open(ctx, queue.Options{Dir: cfg.queueDir, Limit: cfg.queueLimit, Worker: owner(cfg.dataDir), Log: log}); err != nil {
-		return nil, usageError{fmt.Errorf("open the queue in %s: %w", cfg.queueDir, err)}
+		return nil, usageError{err}
 	}
 	v := programVersion()
 	r.metrics = metrics.New(metrics.Options{
