@@ -19,7 +19,6 @@ const gitConfig = `[core]
 	filemode = true
 	bare = false
 	checkStat = minimal
-	trustctime = false
 `
 
 const packDir = "objects/pack"

@@ -172,6 +172,30 @@ func TestLimits(t *testing.T) {
 		}
 		return tree
 	}
+	t.Run("objects", func(t *testing.T) { // that are in no tree
+		tree := []byte{}
+		commit := fmt.Appendf(nil, "tree %x\ncommitter A <a> 1 +0000\n\n", objectID("tree", tree))
+		entries := []packEntry{{kind: 1, data: commit}, {kind: 2, data: tree}}
+		for i := range 100 {
+			entries = append(entries, packEntry{kind: 3, data: fmt.Append(nil, i)})
+		}
+		sendPack(host, hex.EncodeToString(objectID("commit", commit)), makePack(entries...))
+		defer host.Intercept(nil)
+		wantFetchRefused(t, limited(gitsrc.Limits{Files: 50}), "it has more than 50 files and directories")
+	})
+	t.Run("deltas", func(t *testing.T) { // a few bytes that make 4 MiB, often
+		commit := fmt.Appendf(nil, "tree %x\ncommitter A <a> 1 +0000\n\n", objectID("tree", nil))
+		base := make([]byte, 1<<20)
+		entries := []packEntry{{kind: 1, data: commit}, {kind: 3, data: base}}
+		for i := range 20 {
+			delta := append(leb(1<<20), leb(4<<20+1)...)
+			delta = append(delta, bytes.Repeat([]byte{0x80 | 0x40, 0x10}, 4)...) // copy 1 MiB from the start
+			entries = append(entries, packEntry{kind: 7, prefix: objectID("blob", base), data: append(delta, 1, byte(i))})
+		}
+		sendPack(host, hex.EncodeToString(objectID("commit", commit)), makePack(entries...))
+		defer host.Intercept(nil)
+		wantFetchRefused(t, limited(gitsrc.Limits{TreeBytes: 50 << 20}), "it unpacks to more than 50 MiB")
+	})
 	t.Run("depth", func(t *testing.T) {
 		set(deep(9, "d"))
 		wantFetchRefused(t, limited(gitsrc.Limits{PathDepth: 8}), "directories deeper than 8 levels")
@@ -336,6 +360,18 @@ func TestBrokenPacks(t *testing.T) {
 		})
 	}
 
+	t.Run("chain of deltas", func(t *testing.T) {
+		entries := append([]packEntry{}, good...)
+		content := []byte("0000")
+		entries = append(entries, packEntry{kind: 3, data: content})
+		for i := range 4100 {
+			next := fmt.Appendf(nil, "%04d", i+1)
+			entries = append(entries, packEntry{kind: 7, prefix: objectID("blob", content), data: append([]byte{4, 4, 4}, next...)})
+			content = next
+		}
+		sendPack(host, id, makePack(entries...))
+		wantFetchRefused(t, s, "a chain of deltas is too long")
+	})
 	t.Run("truncated", func(t *testing.T) {
 		whole := makePack(good...)
 		for _, n := range []int{0, 3, 10, 12, 13, 20, len(whole) / 2, len(whole) - 21, len(whole) - 20, len(whole) - 1} {

@@ -283,6 +283,41 @@ func TestRedirects(t *testing.T) {
 	})
 }
 
+// What a host says beside a refusal is not read: it may never end.
+func TestEndlessRefusal(t *testing.T) {
+	host := gitsrctest.New(t)
+	host.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		w.WriteHeader(http.StatusNotFound)
+		for r.Context().Err() == nil {
+			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+				break
+			}
+		}
+		return true
+	})
+	if _, err := newSource(t, host, nil).Resolve(t.Context(), app, "main", gitsrc.Token{}, 0); err != gitsrc.ErrNotFound {
+		t.Errorf("Resolve = %v, want ErrNotFound", err)
+	}
+}
+
+// A ref whose name git would not accept is not there.
+func TestHostileRefNames(t *testing.T) {
+	host := gitsrctest.New(t)
+	commit := strings.Repeat("ab", 20)
+	for _, name := range []string{"../config", "a/../../b", ".hidden", "a.lock", "a/.b", "a//b", "a/", "a.", "a..b", "a@{0}", "a~1", "a\x7f"} {
+		host.Intercept(func(w http.ResponseWriter, _ *http.Request) bool {
+			first := commit + " refs/tags/" + name + "\x00shallow\n"
+			_, _ = fmt.Fprintf(w, "001e# service=git-upload-pack\n0000%04x%s0000", len(first)+4, first)
+			return true
+		})
+		for _, version := range []string{name, commit} {
+			if ref, err := newSource(t, host, nil).Resolve(t.Context(), app, version, gitsrc.Token{}, 0); err != gitsrc.ErrNotFound {
+				t.Errorf("Resolve(%q) = %+v, %v; want ErrNotFound", version, ref, err)
+			}
+		}
+	}
+}
+
 func TestRefLimit(t *testing.T) {
 	host := gitsrctest.New(t)
 	repo := host.Repository("o/app")
