@@ -36,7 +36,7 @@ const maxTagChain = 5
 // ErrUnavailable, is a *RefusedError, wraps the cause of ctx, or is a fault of
 // the disk.
 func (s *Source) Fetch(ctx context.Context, repo build.Repository, ref Ref, tok Token, dir string) (*Tree, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.limits.Timeout, errTooSlow(s.limits.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, s.limits.Timeout, slowError(s.limits.Timeout))
 	defer cancel() // also ends a response that was not read to its end
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -219,10 +219,10 @@ func checkEmpty(root *os.Root) error {
 	if len(names) > 0 {
 		return fmt.Errorf("the workspace %s is not empty", root.Name())
 	}
-	if err != io.EOF {
-		return err
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // empty removes everything in root. It does not stop for a context: what is

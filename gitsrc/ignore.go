@@ -40,10 +40,10 @@ func (ig ignores) match(name string, isDir bool) bool {
 }
 
 func (ig ignores) excluded(name string, isDir bool) bool {
-	dir, below := name, ""
-	for dir != "" {
+	for dir := name; dir != ""; {
 		i := strings.LastIndexByte(dir, '/')
-		dir, below = name[:max(i, 0)], name[i+1:]
+		below := name[i+1:]
+		dir = name[:max(i, 0)]
 		patterns := ig[dir]
 		for i := len(patterns) - 1; i >= 0; i-- {
 			if patterns[i].match(below, isDir) {

@@ -124,7 +124,7 @@ func (s *Source) ask(ctx context.Context, repo build.Repository, tok Token, maxA
 
 // list asks the git host. Being refused is an answer, not an error.
 func (s *Source) list(ctx context.Context, repo build.Repository, tok Token) (answer, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, listTimeout, errTooSlow(listTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, listTimeout, slowError(listTimeout))
 	defer cancel()
 	a := answer{at: time.Now()}
 	_, refs, err := s.connect(ctx, repo, tok)

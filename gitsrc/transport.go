@@ -150,10 +150,10 @@ func final(status int) bool {
 	return status >= 400 && status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout
 }
 
-// errTooSlow is the cause of a context that ended because of a limit of ours.
-type errTooSlow time.Duration
+// slowError is the cause of a context that ended because of a limit of ours.
+type slowError time.Duration
 
-func (e errTooSlow) Error() string {
+func (e slowError) Error() string {
 	return fmt.Sprintf("it took longer than %v", time.Duration(e))
 }
 
@@ -161,7 +161,7 @@ func (e errTooSlow) Error() string {
 // that was our own time limit, else its cause.
 func (s *Source) ended(ctx context.Context, repo build.Repository) error {
 	cause := context.Cause(ctx)
-	if slow, ok := errors.AsType[errTooSlow](cause); ok {
+	if slow, ok := errors.AsType[slowError](cause); ok {
 		return &unavailableError{remote: repo.Remote, why: slow.Error(), cause: slow}
 	}
 	return fmt.Errorf("read %s: %w", repo, cause)
