@@ -161,6 +161,9 @@ func (r *readiness) missing(ctx context.Context) []string {
 	if r.image.Load() == nil {
 		missing = append(missing, "the builder image is not there yet")
 	}
+	if r.queue.Err() != nil {
+		missing = append(missing, "the queue cannot be written; see that its disk is not full, and start again")
+	}
 	s := r.said.Load()
 	if s == nil || time.Since(s.at) > readyAge {
 		s = &said{at: time.Now()}

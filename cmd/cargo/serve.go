@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/queue"
 	"github.com/monochromegane/cargo/worker"
 )
 
@@ -68,7 +69,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 			fail(err)
 		}
 	})
-	if err := r.build(ctx); err != nil {
+	if err := r.build(ctx, fail); err != nil {
 		fail(err)
 	}
 	log.Info("stopping", "why", context.Cause(ctx))
@@ -88,8 +89,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 const shutdownTimeout = 2 * time.Second
 
 // build puts right what an earlier process left, readies the image and works
-// until ctx ends.
-func (r *rooms) build(ctx context.Context) error {
+// until ctx ends. fail ends ctx where nothing but a new start helps.
+func (r *rooms) build(ctx context.Context, fail context.CancelCauseFunc) error {
 	if err := reapFormer(ctx, r.cfg, r.log); err != nil {
 		return err
 	}
@@ -116,13 +117,28 @@ func (r *rooms) build(ctx context.Context) error {
 	}
 	r.image.Store(&image)
 	r.log.Info("ready", "image", r.cfg.image, "digest", image.Digest)
-	r.worker(image).Run(ctx, r.cfg.grace)
+	r.worker(image, fail).Run(ctx, r.cfg.grace)
 	return nil
 }
 
-func (r *rooms) worker(image executor.Image) *worker.Worker {
+// A claimer ends the server when the queue can no longer be written: an
+// embedded store does not recover by itself, and what was accepted is on the disk.
+type claimer struct {
+	*queue.Queue
+	fail context.CancelCauseFunc
+}
+
+func (c claimer) Claim(ctx context.Context) (*queue.Claim, error) {
+	claim, err := c.Queue.Claim(ctx)
+	if errors.Is(err, queue.ErrBroken) {
+		c.fail(err)
+	}
+	return claim, err
+}
+
+func (r *rooms) worker(image executor.Image, fail context.CancelCauseFunc) *worker.Worker {
 	return worker.New(worker.Options{
-		Queue:         r.queue,
+		Queue:         claimer{r.queue, fail},
 		Source:        r.source,
 		Executor:      r.engine,
 		OpenDoor:      r.openDoor,
