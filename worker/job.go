@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
 	"github.com/monochromegane/cargo/executor"
@@ -26,20 +25,12 @@ type job struct {
 	build build.Build
 	claim *queue.Claim
 	log   *buildlog.Writer
-	root  *os.Root // the workspace; a build can change what is below goDir, never this
+	root  *os.Root // the workspace
 
 	tree *gitsrc.Tree
 	plan recipe.Plan
-	out  *os.Root // what plan.Out or the tree is on the host
-	made artifact.Collected
+	made output
 }
-
-// goDir is the one directory of the workspace that a container sees, as goPath.
-const (
-	goDir  = "go"
-	goPath = "/go"
-	outDir = goPath + "/out"
-)
 
 // maxTries is how often a build is tried when it is our side that breaks.
 const maxTries = 3
@@ -50,6 +41,7 @@ const tryPause = time.Second
 // work takes a claimed build to its end and says so to the queue.
 func (w *Worker) work(builds context.Context, claim *queue.Claim) {
 	j := &job{Worker: w, build: claim.Build(), claim: claim}
+	j.build.Image = w.Image.Digest // a build may be queued for longer than its image is in use
 	log := w.Log.With("build", j.build.ID, "repo", j.build.Repository.String(), "ref", j.build.Version, "platform", j.build.Platform())
 	log.Info("build started")
 
@@ -63,23 +55,23 @@ func (w *Worker) work(builds context.Context, claim *queue.Claim) {
 	if v.ours {
 		level = slog.LevelError
 	}
-	log.Log(ctx, level, "build ended", "state", v.state, "reason", v.reason, "err", err)
+	log.Log(ctx, level, "build stopped", "state", v.state, "reason", v.reason, "err", err)
 	if err := j.end(ctx, v); err != nil {
-		log.Error("cannot record the end of a build", "err", err)
+		log.Error("cannot record what became of a build", "err", err)
 	}
 }
 
 // try runs the phases, again where the fault was ours, within the time and
 // the log that a build may use.
 func (j *job) try(ctx context.Context, cancel context.CancelCauseFunc) (err error) {
-	ctx, stop := context.WithTimeoutCause(ctx, j.Timeout, errTimeout)
-	defer stop()
-	if j.log, err = j.Logs.Create(j.build.ID, j.LogLimit); err != nil {
+	// What earlier attempts wrote, which ended with their server, takes no room from this one.
+	if j.log, err = j.Logs.Create(j.build.ID, j.LogLimit*int64(j.build.Attempt)); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer stop() // before the Wait
+	ctx, stop := context.WithTimeoutCause(ctx, j.Timeout, errTimeout)
+	defer stop()
 	wg.Go(func() {
 		select {
 		case <-j.log.TooLarge():
@@ -90,29 +82,35 @@ func (j *job) try(ctx context.Context, cancel context.CancelCauseFunc) (err erro
 	j.log.Log(slog.LevelInfo, "Your build started.", slog.String("workspace", string(j.build.ID)), slog.Int("attempt", j.build.Attempt))
 	for try := 1; ; try++ {
 		err = j.run(ctx, try)
-		if err != nil && ctx.Err() != nil && !usersFault(err) {
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
 			return fmt.Errorf("%w (%v)", context.Cause(ctx), err)
-		}
-		if err == nil || !j.worthAnotherTry(err) || try == maxTries {
+		case try == maxTries || !j.worthAnotherTry(err):
 			return err
 		}
-		j.Log.Warn("build broke on our side, trying again", "build", j.build.ID, "try", try, "err", err)
-		j.log.Log(slog.LevelWarn, "Something broke on our side, not yours. Trying again.", slog.Int("try", try+1))
+		j.Log.Warn("build broke, trying again", "build", j.build.ID, "try", try, "err", err)
+		j.log.Log(slog.LevelWarn, excuse(err)+" Trying again.", slog.Int("try", try+1))
 		sleep(ctx, tryPause<<(try-1))
 	}
 }
 
 // run goes through the phases once, in a workspace of its own.
-func (j *job) run(ctx context.Context, try int) (err error) {
-	dir := j.workspace(j.build.ID)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+func (j *job) run(ctx context.Context, try int) error {
+	dir := filepath.Join(j.Workspace, string(j.build.ID))
+	if err := remove(dir); err != nil {
+		return fmt.Errorf("remove an earlier workspace: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if err := remove(dir); err != nil { // no news of the build, which may have ended well
+			j.Log.Error("cannot remove a workspace", "build", j.build.ID, "err", err)
+		}
+	}()
 	if err := j.lay(dir); err != nil {
 		return fmt.Errorf("lay out the workspace: %w", err)
 	}
-	defer func() { _ = j.root.Close() }()
+	defer j.root.Close()
 
 	j.build.Phases = nil
 	for _, p := range []struct {
@@ -137,29 +135,6 @@ func (j *job) run(ctx context.Context, try int) (err error) {
 	return nil
 }
 
-// lay makes the workspace and the directories of the build user in it.
-func (j *job) lay(dir string) (err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if j.root, err = os.OpenRoot(dir); err != nil {
-		return err
-	}
-	for _, d := range []string{"bin", "cache", "home", "out", "pkg", "tmp", "src/" + j.build.Repository.String()} {
-		if err := j.root.MkdirAll(filepath.Join(goDir, d), 0o755); err != nil {
-			return err
-		}
-		for p := filepath.Join(goDir, d); p != "."; p = filepath.Dir(p) {
-			if err := j.root.Chown(p, executor.HostUID, executor.HostUID); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (j *job) treeDir() string { return filepath.Join(goDir, "src", j.build.Repository.String()) }
-
 func (j *job) fetch(ctx context.Context) error {
 	j.say("cloning repository...", build.PhaseFetch, slog.String("repo", j.build.Repository.String()), slog.String("ref", j.build.RefName))
 	tok, err := j.Source.Unseal(j.claim.Sealed(), j.build.ID)
@@ -167,7 +142,7 @@ func (j *job) fetch(ctx context.Context) error {
 		return err
 	}
 	ref := gitsrc.Ref{Name: j.build.RefName, Commit: j.build.Commit, Public: j.build.Public}
-	j.tree, err = j.Source.Fetch(ctx, j.build.Repository, ref, tok, filepath.Join(j.root.Name(), j.treeDir()))
+	j.tree, err = j.Source.Fetch(ctx, j.build.Repository, ref, tok, filepath.Join(j.root.Name(), inside(j.treeDir())))
 	if err != nil {
 		return err
 	}
@@ -176,7 +151,7 @@ func (j *job) fetch(ctx context.Context) error {
 }
 
 func (j *job) choose(context.Context) error {
-	tree, err := j.root.OpenRoot(j.treeDir())
+	tree, err := j.root.OpenRoot(inside(j.treeDir()))
 	if err != nil {
 		return err
 	}
@@ -192,17 +167,21 @@ func (j *job) say(msg string, phase build.PhaseName, attrs ...slog.Attr) {
 // execute runs the steps of the plan, each in a fresh container over the same
 // directory, all through one door.
 func (j *job) execute(ctx context.Context, try int) error {
+	door := j.OpenDoor()
+	defer func() {
+		_ = door.Close()
+		j.say("modules", build.PhaseBuild, door.Usage()...)
+	}()
 	for n, s := range j.plan.Steps {
 		j.say("running", build.PhaseBuild, slog.String("recipe", j.plan.Name), slog.String("command", strings.Join(s.Args, " ")))
-		if err := j.step(ctx, fmt.Sprintf("%s-%d-%d", j.build.ID, try, n), s); err != nil {
+		if err := j.step(ctx, fmt.Sprintf("%s-%d-%d", j.build.ID, try, n), s, door); err != nil {
 			return &stepError{step: s, err: err}
 		}
 	}
 	return nil
 }
 
-func (j *job) step(ctx context.Context, id string, s recipe.Step) error {
-	door := j.OpenDoor()
+func (j *job) step(ctx context.Context, id string, s recipe.Step, door Door) error {
 	stdout := j.log.Stream("stdout", string(build.PhaseBuild))
 	stderr := j.log.Stream("stderr", string(build.PhaseBuild))
 	err := j.Executor.Run(ctx, executor.Step{
@@ -210,17 +189,20 @@ func (j *job) step(ctx context.Context, id string, s recipe.Step) error {
 		Image:  j.Image.Ref,
 		Args:   s.Args,
 		Env:    j.env(),
-		Dir:    goPath + "/src/" + j.build.Repository.String(),
+		Dir:    j.treeDir(),
 		Mounts: []executor.Mount{{Source: filepath.Join(j.root.Name(), goDir), Target: goPath, Writable: true}},
-		Door:   door,
+		Door:   &stepDoor{door: door},
 		Limits: j.Limits,
 		Stdout: stdout,
 		Stderr: stderr,
 	})
 	_, _ = stdout.Close(), stderr.Close()
-	_ = door.Close()
-	j.say("modules", build.PhaseBuild, door.Usage()...)
-	return err
+	select {
+	case <-j.log.TooLarge(): // the command may have ended before it could be stopped
+		return errLogTooLarge
+	default:
+		return err
+	}
 }
 
 // end writes the last line of the log and records what became of the build.
@@ -228,21 +210,20 @@ func (j *job) end(ctx context.Context, v verdict) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	if j.log != nil {
-		if v.requeue {
-			j.log.Log(slog.LevelWarn, "The server is shutting down. Your build will start again.")
-		} else {
-			j.log.Log(v.level(), v.message, slog.String("state", string(v.state)), slog.String("reason", string(v.reason)))
-		}
+		j.log.Log(v.level(), v.message, slog.String("state", string(v.state)), slog.String("reason", string(v.reason)))
 		if err := j.log.Close(); err != nil {
 			j.Log.Error("cannot keep a build's log", "build", j.build.ID, "err", err)
 		}
 	}
-	if v.requeue {
-		return settle(ctx, j.claim.Requeue)
+	if !v.state.Ended() {
+		if err := settle(ctx, j.claim.Requeue); !errors.Is(err, queue.ErrLeaseLost) { // then it is queued already
+			return err
+		}
+		return nil
 	}
 	b := j.build
 	b.State, b.Reason, b.Message, b.ExitCode = v.state, v.reason, v.message, v.exit
-	b.FinishedAt, b.Executor = time.Now(), j.Name
+	b.FinishedAt, b.Executor = time.Now().UTC(), j.Name
 	if err := settle(ctx, func(ctx context.Context) error { return j.claim.Finish(ctx, b) }); err != nil {
 		return err
 	}
@@ -250,12 +231,12 @@ func (j *job) end(ctx context.Context, v verdict) error {
 	return nil
 }
 
-// settle gives up a claim, again until that is done or the claim is lost: a
+// settle gives up a claim, again until that is done or the claim is gone: a
 // claim that is kept is renewed for ever.
 func settle(ctx context.Context, giveUp func(context.Context) error) error {
 	for {
 		err := giveUp(ctx)
-		if err == nil || errors.Is(err, queue.ErrLeaseLost) || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, queue.ErrLeaseLost) || errors.Is(err, queue.ErrClosed) || errors.Is(err, queue.ErrBroken) {
 			return err
 		}
 		sleep(ctx, claimPause)

@@ -2,73 +2,112 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
 )
+
+// An output is what a build made in one of its directories.
+type output struct {
+	dir   string // in the container
+	files []artifact.File
+}
+
+func (o output) hasProgram() bool {
+	return slices.ContainsFunc(o.files, func(f artifact.File) bool { return f.Executable })
+}
 
 // collect finds what the build made: in the plan's output directory, or in
 // the tree; or, where a Makefile installs instead, in GOPATH's bin.
 func (j *job) collect(ctx context.Context) (err error) {
 	o := artifact.CollectOptions{GOOS: j.build.GOOS, GOARCH: j.build.GOARCH, Limit: j.ArtifactLimit}
 	if j.plan.Out != "" {
-		j.out, j.made, err = j.gather(ctx, strings.TrimPrefix(j.plan.Out, goPath+"/"), o)
+		j.made, err = j.gather(ctx, j.plan.Out, o)
 	} else {
-		inTree := o
-		inTree.Tracked, inTree.Ignored = j.tree.Tracked, j.tree.Ignored
-		j.out, j.made, err = j.gather(ctx, strings.TrimPrefix(j.treeDir(), goDir+"/"), inTree)
-		if !slices.ContainsFunc(j.made.Files, func(f artifact.File) bool { return f.Executable }) {
-			if bin, made, binErr := j.gather(ctx, "bin", o); binErr == nil {
-				j.out, j.made, err = bin, made, nil
-			}
-		}
+		j.made, err = j.gatherTree(ctx, o)
 	}
-	for _, s := range j.made.Skipped {
-		j.log.Log(slog.LevelWarn, "left out", slog.String("phase", string(build.PhaseCollect)), slog.String("file", s.Path), slog.String("why", s.Why))
+	if err != nil {
+		return err
 	}
-	for _, f := range j.made.Files {
+	for _, f := range j.made.files {
 		j.say("collected", build.PhaseCollect, slog.String("file", f.Path), slog.Int64("bytes", f.Size))
 	}
-	return err
+	return nil
 }
 
-// gather collects below dir of the build's directory. The build may have put
-// anything in dir's place: what is no directory of its own holds no artifact.
-func (j *job) gather(ctx context.Context, dir string, o artifact.CollectOptions) (*os.Root, artifact.Collected, error) {
-	path := filepath.Join(goDir, dir)
-	if fi, err := j.root.Lstat(path); err != nil || !fi.IsDir() {
-		return nil, artifact.Collected{}, fmt.Errorf("%w: %s is gone", artifact.ErrNoArtifact, filepath.Join(goPath, dir))
+func (j *job) gatherTree(ctx context.Context, o artifact.CollectOptions) (output, error) {
+	inTree := o
+	inTree.Tracked, inTree.Ignored = j.tree.Tracked, j.tree.Ignored
+	made, err := j.gather(ctx, j.treeDir(), inTree)
+	nothing := errors.Is(err, artifact.ErrNoArtifact)
+	if made.hasProgram() || err != nil && !nothing && !errors.Is(err, artifact.ErrWrongPlatform) {
+		return made, err
 	}
-	root, err := j.root.OpenRoot(path)
+	installed, binErr := j.gather(ctx, binDir, o)
+	switch {
+	case installed.hasProgram():
+		return installed, nil
+	case nothing && binErr != nil && !errors.Is(binErr, artifact.ErrNoArtifact):
+		return output{}, binErr // something was installed, but cannot be taken
+	}
+	return made, err
+}
+
+// gather collects from a directory of the container, and logs what it leaves
+// out. Without an error there are files.
+func (j *job) gather(ctx context.Context, dir string, o artifact.CollectOptions) (output, error) {
+	root, err := j.open(dir)
 	if err != nil {
-		return nil, artifact.Collected{}, fmt.Errorf("%w: %s cannot be opened", artifact.ErrNoArtifact, filepath.Join(goPath, dir))
+		return output{}, err
 	}
-	made, err := artifact.Collect(ctx, root, o)
-	return root, made, err
+	defer root.Close()
+	c, err := artifact.Collect(ctx, root, o)
+	for _, s := range c.Skipped {
+		j.warn("left out", slog.String("file", s.Path), slog.String("why", s.Why))
+	}
+	if c.Omitted > 0 {
+		j.warn("left out more", slog.Int("files", c.Omitted))
+	}
+	if err != nil {
+		return output{}, err
+	}
+	return output{dir, c.Files}, nil
 }
 
-// store packs what was collected and keeps it under the build's key.
+func (j *job) warn(msg string, attrs ...slog.Attr) {
+	j.log.Log(slog.LevelWarn, msg, append([]slog.Attr{slog.String("phase", string(build.PhaseCollect))}, attrs...)...)
+}
+
+// open opens a directory of the container after its last step. The build may
+// have put anything in its place: what is no directory holds no artifact.
+func (j *job) open(dir string) (*os.Root, error) {
+	if fi, err := j.root.Lstat(inside(dir)); err != nil || !fi.IsDir() {
+		return nil, fmt.Errorf("%w: the build removed the directory %s or put something else in its place", artifact.ErrNoArtifact, dir)
+	}
+	return j.root.OpenRoot(inside(dir))
+}
+
+// store packs what was collected and keeps it under the build's key, unless
+// ctx has ended: nothing of a build whose claim is lost is kept.
 func (j *job) store(ctx context.Context) error {
+	root, err := j.open(j.made.dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	meta, err := j.Artifacts.Put(ctx, artifact.Meta{
 		Key:        j.build.Key,
 		Public:     j.build.Public,
 		CommitTime: j.tree.Time,
 		BuildID:    j.build.ID,
-		CreatedAt:  time.Now(),
-		Artifact:   build.Artifact{Name: j.build.ArchiveName()},
 	}, j.ArtifactLimit, func(w io.Writer) error {
-		if err := artifact.Pack(ctx, w, j.out, j.made.Files, j.tree.Time); err != nil {
-			return err
-		}
-		return context.Cause(ctx) // nothing of a build whose claim is lost is kept
+		return artifact.Pack(ctx, w, root, j.made.files, j.tree.Time)
 	})
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"syscall"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
@@ -29,21 +30,24 @@ type stepError struct {
 func (e *stepError) Error() string { return fmt.Sprintf("run %s: %v", e.step.Args[0], e.err) }
 func (e *stepError) Unwrap() error { return e.err }
 
-// A verdict is how a build ends.
+// A verdict is how a build ends; or, in the state queued, that it does not:
+// another attempt follows.
 type verdict struct {
 	state   build.State
 	reason  build.Reason
 	message string // one sentence for people
 	exit    *int
 	ours    bool // an operator must look
-	requeue bool // it does not end: another worker takes it
 }
 
 func (v verdict) level() slog.Level {
-	if v.state == build.Succeeded {
+	switch v.state {
+	case build.Succeeded:
 		return slog.LevelInfo
+	case build.Failed:
+		return slog.LevelError
 	}
-	return slog.LevelError
+	return slog.LevelWarn
 }
 
 func failed(r build.Reason, format string, args ...any) verdict {
@@ -56,7 +60,9 @@ func (w *Worker) judge(err error) verdict {
 	case err == nil:
 		return verdict{state: build.Succeeded, message: "Your build succeeded."}
 	case errors.Is(err, errShutdown), errors.Is(err, queue.ErrClosed):
-		return verdict{requeue: true, state: build.Queued}
+		return verdict{state: build.Queued, message: "The server is shutting down. Your build will start again."}
+	case errors.Is(err, queue.ErrLeaseLost):
+		return verdict{state: build.Queued, message: "The server lost its hold on your build, which will start again."}
 	case errors.Is(err, queue.ErrCanceled):
 		return verdict{state: build.Canceled, message: "Your build was canceled."}
 	case errors.Is(err, errTimeout):
@@ -82,9 +88,20 @@ func (w *Worker) judge(err error) verdict {
 			return failed(a.reason, "%s", sentence(err))
 		}
 	}
-	v := failed(build.ReasonInternal, "Something broke on our side, not yours. The server's log says what.")
-	v.ours = !errors.Is(err, queue.ErrLeaseLost)
+	v := failed(build.ReasonInternal, "%s The server's log says what.", excuse(err))
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		v = failed(build.ReasonDiskFull, "The server has no room left on its disk; try again later.")
+	}
+	v.ours = true
 	return v
+}
+
+// excuse says who broke an attempt, with nothing of err in it.
+func excuse(err error) string {
+	if errors.Is(err, gitsrc.ErrUnavailable) {
+		return "The forge did not answer."
+	}
+	return "Something broke on our side, not yours."
 }
 
 // judgeStep judges a command that ran and did not succeed.
@@ -103,6 +120,8 @@ func (w *Worker) judgeStep(err error) (verdict, bool) {
 	default:
 		if s, ok := errors.AsType[*stepError](err); ok && s.step.Failure != build.ReasonExit {
 			v = failed(s.step.Failure, "%s failed with %v; the lines above say why.", sentenceCase(s.step.Doing), exit)
+		} else if ok && s.step.Args[0] == "make" {
+			v.message += " With ?recipe=go Cargo builds it without its Makefile."
 		}
 	}
 	v.exit = &exit.Code
@@ -126,13 +145,6 @@ func judgeSource(err error) (verdict, bool) {
 		return failed(build.ReasonSource, "The forge did not answer; try again later."), true
 	}
 	return verdict{}, false
-}
-
-// usersFault reports whether err says how the user's own code ended, which
-// then stands although the context has ended since.
-func usersFault(err error) bool {
-	_, ok := errors.AsType[*executor.ExitError](err)
-	return ok
 }
 
 // worthAnotherTry reports whether err may be gone the next time: what broke on

@@ -3,11 +3,10 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -31,13 +30,6 @@ type Source interface {
 	Fetch(ctx context.Context, repo build.Repository, ref gitsrc.Ref, tok gitsrc.Token, dir string) (*gitsrc.Tree, error)
 }
 
-// A Door is a build's way to its modules and nothing else.
-type Door interface {
-	executor.Door
-	// Usage says, after Close, what went through it, for the build's log.
-	Usage() []slog.Attr
-}
-
 // Metrics are told what happened.
 type Metrics interface {
 	BuildEnded(executor, result string, queued, took time.Duration)
@@ -45,7 +37,8 @@ type Metrics interface {
 	ArtifactStored(bytes int64)
 }
 
-// Options are what a Worker works with. All fields but the limits are required.
+// Options are what a Worker works with. All fields are required but the three
+// limits, whose zero means the default of the room that enforces them.
 type Options struct {
 	Queue     Claimer
 	Source    Source
@@ -61,11 +54,12 @@ type Options struct {
 	Workspace string   // directory under which each build has one of its own
 	ModuleEnv []string // environment that the go command needs to trust what comes through the door
 
-	Concurrency   int           // builds at once
-	Timeout       time.Duration // of one build, from its claim to its stored artifact
+	Concurrency int           // builds at once
+	Timeout     time.Duration // of one build, from its claim to its stored artifact
+
 	Limits        executor.Limits
-	LogLimit      int64 // bytes
-	ArtifactLimit int64 // bytes, before packing
+	LogLimit      int64 // bytes of log that one attempt may add
+	ArtifactLimit int64 // bytes, before packing and after
 }
 
 // A Worker works on the builds of a queue.
@@ -74,7 +68,10 @@ type Worker struct {
 }
 
 // New returns a Worker; Run makes it work.
-func New(o Options) *Worker { return &Worker{o} }
+func New(o Options) *Worker {
+	o.LogLimit = cmp.Or(o.LogLimit, buildlog.DefaultLimit)
+	return &Worker{o}
+}
 
 // errShutdown ends the builds that are still under way when the grace is over.
 var errShutdown = errors.New("the server is shutting down")
@@ -88,10 +85,10 @@ const stopReserve = executor.Grace + 3*time.Second
 func (w *Worker) Run(ctx context.Context, grace time.Duration) {
 	builds, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
-	halt := context.AfterFunc(ctx, func() {
-		time.AfterFunc(max(grace-stopReserve, 0), func() { stop(errShutdown) })
-	})
-	defer halt()
+	defer context.AfterFunc(ctx, func() {
+		sleep(builds, max(grace-stopReserve, 0))
+		stop(errShutdown)
+	})()
 
 	var wg sync.WaitGroup
 	for range w.Concurrency {
@@ -140,22 +137,4 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-}
-
-// workspace is where a build lives on the host and, below goDir, in its container.
-func (w *Worker) workspace(id build.ID) string { return filepath.Join(w.Workspace, string(id)) }
-
-// Sweep removes the workspaces that an earlier process left in dir. It must
-// not be called while a Worker works there.
-func Sweep(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if build.ID(e.Name()).Valid() {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-		}
-	}
-	return err
 }
