@@ -84,6 +84,8 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("counted %q", ended)
 	}
 
+	left := filepath.Join(r.opts.Workspace, string(b.ID), "go/src/git.test/me/app/left") // as by a server that was killed
+	r.must(os.MkdirAll(left, 0o755))
 	r.fake.Script = func(ctx context.Context, p executortest.Process) error {
 		if _, err := os.Lstat(p.Path(treeDir + "/left")); err == nil {
 			t.Error("the workspace is that of the first attempt")

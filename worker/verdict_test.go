@@ -78,8 +78,8 @@ func TestVerdict(t *testing.T) {
 			return write(p, "/go/bin/app", program(elf.EM_AARCH64))
 		}, reason: build.ReasonWrongPlatform, message: "Wrong platform: "},
 		{name: "too much", prepare: func(r *rig) { r.opts.ArtifactLimit = 63 }, play: makes("/go/out/app"), reason: build.ReasonArtifactTooLarge, message: "--artifact-limit"},
-		{name: "too much in the tree", files: withMakefile, prepare: func(r *rig) { r.opts.ArtifactLimit = 99 }, play: func(ctx context.Context, p executortest.Process) error {
-			return errors.Join(write(p, treeDir+"/data", make([]byte, 100)), makes("/go/bin/app")(ctx, p))
+		{name: "too much in the tree", files: withMakefile, prepare: func(r *rig) { r.opts.ArtifactLimit = 5000 }, play: func(ctx context.Context, p executortest.Process) error {
+			return errors.Join(write(p, treeDir+"/data", make([]byte, 5001)), makes("/go/bin/app")(ctx, p))
 		}, reason: build.ReasonArtifactTooLarge, message: "--artifact-limit"},
 		{name: "archive too large", prepare: func(r *rig) { r.opts.ArtifactLimit = 64 }, play: makes("/go/out/app"), reason: build.ReasonArtifactTooLarge, message: "--artifact-limit"},
 
@@ -278,18 +278,19 @@ func TestTimeout(t *testing.T) {
 
 func TestLogTooLarge(t *testing.T) {
 	t.Parallel()
-	for name, rest := range map[string]script{
-		"stopped": func(ctx context.Context, _ executortest.Process) error { <-ctx.Done(); return nil },
+	for name, end := range map[string]script{
+		"stopped": makes("/go/out/app"),
 		"ended":   makes("/go/out/app"),
 		"failed":  exits(2),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, hello, func(ctx context.Context, p executortest.Process) error {
-				for range 100 {
-					fmt.Fprintln(p.Stdout, strings.Repeat("x", 100))
+				if name == "stopped" {
+					defer func() { <-ctx.Done() }()
 				}
-				return rest(ctx, p)
+				defer fmt.Fprint(p.Stdout, strings.Repeat(strings.Repeat("x", 100)+"\n", 100))
+				return end(ctx, p)
 			})
 			r.opts.LogLimit = 5000
 			b, _ := r.run()
@@ -326,6 +327,9 @@ func TestMakefile(t *testing.T) {
 		{"no program, tools elsewhere", "linux/arm64", func(ctx context.Context, p executortest.Process) error {
 			return errors.Join(os.WriteFile(p.Path(treeDir+"/page.html"), []byte("h"), 0o600), makes("/go/bin/tool")(ctx, p))
 		}, map[string]string{"page.html": "h"}, map[string]string{"tool": "is an ELF executable"}},
+		{"no program at all", "linux/amd64", func(_ context.Context, p executortest.Process) error {
+			return errors.Join(os.WriteFile(p.Path(treeDir+"/page.html"), []byte("h"), 0o600), os.WriteFile(p.Path("/go/bin/notes"), []byte("n"), 0o600))
+		}, map[string]string{"page.html": "h"}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -208,10 +209,11 @@ func search(t *testing.T, dir, secret, sealed string) {
 			return nil // the queue and the log are at work
 		}
 		content, err := os.ReadFile(path)
+		foreign := sealed
 		if strings.HasPrefix(path, filepath.Join(dir, "queue")) {
-			sealed = ""
+			foreign = ""
 		}
-		if files++; err == nil && (holds(string(content), secret, sealed) || holds(path, secret, sealed)) {
+		if files++; err == nil && (holds(string(content), secret, foreign) || holds(path, secret, foreign)) {
 			t.Errorf("the token is in %s", path)
 		}
 		return nil
@@ -260,5 +262,46 @@ func TestOneDoor(t *testing.T) {
 	}
 	if used := log.find("modules"); len(used) != 1 || used[0]["requests"] != 3.0 {
 		t.Errorf("the log says of the door: %v", used)
+	}
+}
+
+// patientExecutor leaves it to the door to end Serve, as the contract allows.
+type patientExecutor struct{ *executortest.Fake }
+
+func (e patientExecutor) Run(ctx context.Context, s executor.Step) error {
+	d := s.Door
+	for _, closeFirst := range []bool{false, true} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		var serving sync.WaitGroup
+		if closeFirst {
+			_ = d.Close()
+		}
+		serving.Go(func() { _ = d.Serve(ln) })
+		if !closeFirst {
+			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", ln.Addr().String())
+			if err == nil {
+				_, err = io.ReadAll(c)
+				_ = c.Close()
+			}
+			if err != nil {
+				return err
+			}
+			_ = d.Close()
+		}
+		serving.Wait()
+	}
+	s.Door = nil
+	return e.Fake.Run(ctx, s)
+}
+
+func TestDoorEndsWithItsStep(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, hello, makes("/go/out/app"))
+	r.opts.Executor = patientExecutor{r.fake}
+	if b, _ := r.run(); b.State != build.Succeeded {
+		t.Errorf("record %+v", b)
 	}
 }
