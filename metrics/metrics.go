@@ -139,6 +139,11 @@ func (m *Metrics) BuildEnded(executor, result string, queued, took time.Duration
 	m.buildQueue.Observe(seconds(queued))
 }
 
+// BuildDropped counts a build that ended before it started, or without a worker.
+func (m *Metrics) BuildDropped(result string) {
+	m.builds.WithLabelValues(m.results.or(result)).Inc()
+}
+
 // PhaseEnded times a phase of a build, whether it went well or not.
 func (m *Metrics) PhaseEnded(phase string, took time.Duration) {
 	m.buildPhase.WithLabelValues(m.phases.or(phase)).Observe(seconds(took))

@@ -184,8 +184,16 @@ func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
 	if err != nil {
 		return fmt.Errorf("cancel build %s: %w", id, q.explain(err))
 	}
-	q.settle(ctx, r)
+	q.drop(ctx, r)
 	return nil
+}
+
+// drop settles r, and tells of it if that was its end.
+func (q *Queue) drop(ctx context.Context, r record) {
+	if q.told != nil && r.Build.State.Ended() {
+		q.told(r.Build)
+	}
+	q.settle(ctx, r)
 }
 
 // update applies change to the newest revision of a live record and stores the

@@ -55,6 +55,10 @@ type Options struct {
 	Lease  time.Duration // how long a silent worker keeps its builds; 0 means 60 s
 	Worker string        // this process's name among workers, the same after a restart; "" means the host's name
 	Log    *slog.Logger  // nil discards
+
+	// Dropped, if not nil, is told of each build that ends here without a
+	// worker's Finish: canceled while it was queued, or lost too often.
+	Dropped func(build.Build)
 }
 
 // A Queue is the builds of one directory. Its methods are safe for concurrent
@@ -64,6 +68,7 @@ type Queue struct {
 	lease  time.Duration
 	worker string
 	log    *slog.Logger
+	told   func(build.Build) // Options.Dropped
 
 	store  *store
 	view   *view
@@ -84,6 +89,7 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 		lease:  cmp.Or(o.Lease, time.Minute),
 		worker: o.Worker,
 		log:    o.Log,
+		told:   o.Dropped,
 		view:   newView(),
 	}
 	if q.log == nil {

@@ -41,7 +41,7 @@ func (q *Queue) lose(ctx context.Context, l live) error {
 		return err
 	}
 	q.log.Warn("worker lost", "build", r.Build.ID, "worker", l.rec.Worker, "lost", r.Lost)
-	q.settle(ctx, r)
+	q.drop(ctx, r)
 	return nil
 }
 

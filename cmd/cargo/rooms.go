@@ -76,22 +76,33 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 	if r.logs, err = buildlog.Open(cfg.logDir, buildlog.Options{}); err != nil {
 		return nil, err
 	}
-	if r.queue, err = queue.Open(ctx, queue.Options{Dir: cfg.queueDir, Limit: cfg.queueLimit, Worker: owner(cfg.dataDir), Log: log}); err != nil {
+	r.metrics = r.newMetrics()
+	if r.queue, err = queue.Open(ctx, queue.Options{
+		Dir:     cfg.queueDir,
+		Limit:   cfg.queueLimit,
+		Worker:  owner(cfg.dataDir),
+		Log:     log,
+		Dropped: func(b build.Build) { r.metrics.BuildDropped(b.Result()) },
+	}); err != nil {
 		return nil, usageError{err}
 	}
+	return r, nil
+}
+
+// newMetrics reads the queue at each scrape, when it is open.
+func (r *rooms) newMetrics() *metrics.Metrics {
 	v := programVersion()
-	r.metrics = metrics.New(metrics.Options{
+	return metrics.New(metrics.Options{
 		QueueDepth: func() float64 { return float64(r.queue.Depth()) },
 		Running:    func() float64 { return float64(r.queue.Running()) },
 		Version:    v.version,
 		Commit:     v.commit,
 		GoVersion:  runtime.Version(),
-		Executors:  []string{cfg.executor},
+		Executors:  []string{r.cfg.executor},
 		Results:    results(),
 		Phases:     names(build.Phases),
 		Routes:     httpserver.Routes,
 	})
-	return r, nil
 }
 
 // openProxy opens the door's module proxy over this host's own settings.

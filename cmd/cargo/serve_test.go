@@ -41,9 +41,9 @@ func TestBuildAndDownload(t *testing.T) {
 		if r := s.do(http.MethodPost, path, ""); r.StatusCode != http.StatusConflict || !strings.Contains(string(r.body), path) {
 			t.Errorf("POST again = %s %s", r.Status, r.body)
 		}
-		if r := s.do(http.MethodGet, "/metrics", ""); !strings.Contains(string(r.body), `cargo_builds_total{result="succeeded"} 1`) {
-			t.Errorf("metrics do not count the build:\n%s", r.body)
-		}
+		until(t, "the metrics count the build", func() bool {
+			return strings.Contains(string(s.do(http.MethodGet, "/metrics", "").body), `cargo_builds_total{result="succeeded"} 1`)
+		})
 	})
 }
 
@@ -248,6 +248,9 @@ func TestCancel(t *testing.T) {
 				t.Errorf("DELETE of an ended build = %s %s", r.Status, r.body)
 			}
 		}
+		until(t, "the metrics count both", func() bool {
+			return strings.Contains(string(s.do(http.MethodGet, "/metrics", "").body), `cargo_builds_total{result="canceled"} 2`)
+		})
 	})
 }
 
