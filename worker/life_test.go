@@ -17,6 +17,7 @@ import (
 
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/executor/executortest"
 	"github.com/monochromegane/cargo/queue"
 	"github.com/monochromegane/cargo/worker"
@@ -101,6 +102,9 @@ func TestShutdown(t *testing.T) {
 	if len(starts) != 2 || starts[0]["attempt"] != 1.0 || starts[1]["attempt"] != 2.0 {
 		t.Errorf("starts %v", starts)
 	}
+	if strings.Contains(r.operator.String(), "trying again") {
+		t.Error("what the first attempt left was in the way")
+	}
 	if ended := r.metrics.endings(); !slices.Equal(ended, []string{"fake succeeded"}) {
 		t.Errorf("counted %q", ended)
 	}
@@ -143,6 +147,17 @@ func TestGrace(t *testing.T) {
 	}
 }
 
+// A lateExecutor runs commands that end well just before they can be stopped.
+type lateExecutor struct{ *executortest.Fake }
+
+func (e lateExecutor) Run(ctx context.Context, s executor.Step) error {
+	err := e.Fake.Run(ctx, s)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
 // The queue of this test lies on a disk that fills up under the build, so that
 // its lease cannot be renewed. What the command makes after that is dropped.
 func TestLeaseLost(t *testing.T) {
@@ -152,6 +167,7 @@ func TestLeaseLost(t *testing.T) {
 	r := newRig(t, hello, func(ctx context.Context, p executortest.Process) error {
 		return errors.Join(hang(ctx, p), makes("/go/out/app")(ctx, p))
 	})
+	r.opts.Executor = lateExecutor{r.fake}
 	disk := t.TempDir()
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=16m"); err != nil {
 		t.Skipf("cannot mount a small disk: %v", err)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -291,7 +292,16 @@ func (e patientExecutor) Run(ctx context.Context, s executor.Step) error {
 			}
 			_ = d.Close()
 		}
-		serving.Wait()
+		ended := make(chan struct{})
+		go func() {
+			serving.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return errors.New("the door is still open")
+		}
 	}
 	s.Door = nil
 	return e.Fake.Run(ctx, s)
