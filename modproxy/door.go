@@ -50,6 +50,7 @@ type Door struct {
 	handlers sync.WaitGroup
 	stats    Stats
 	path     int64
+	spent    bool // a file was refused: there were too many bytes
 }
 
 // Stats is what went through a Door.
@@ -185,6 +186,9 @@ func (d *Door) count(path int64) error {
 	if d.stats.Requests > d.limits.Requests {
 		return fmt.Errorf("this build has made more than %d requests for modules, which is its limit", d.limits.Requests)
 	}
+	if d.spent { // or the server would go on fetching what it then refuses
+		return d.tooManyBytes()
+	}
 	if d.path+path > d.limits.PathBytes {
 		return fmt.Errorf("the names of the modules that this build has asked for are longer than %d bytes in all, which is its limit", d.limits.PathBytes)
 	}
@@ -196,10 +200,15 @@ func (d *Door) countBytes(n int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stats.Bytes+n > d.limits.Bytes {
-		return fmt.Errorf("this build has fetched more than %d bytes of modules, which is its limit", d.limits.Bytes)
+		d.spent = true
+		return d.tooManyBytes()
 	}
 	d.stats.Bytes += n
 	return nil
+}
+
+func (d *Door) tooManyBytes() error {
+	return fmt.Errorf("this build has fetched more than %d bytes of modules, which is its limit", d.limits.Bytes)
 }
 
 func (d *Door) refuse(w http.ResponseWriter, code int, err error) {

@@ -90,6 +90,20 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+func TestNothingIsFetchedBeyondTheBytes(t *testing.T) {
+	g := library(t)
+	_, url := open(t, newProxy(t, g.options(t)), modproxy.Limits{Bytes: 10})
+	for _, file := range []string{"v1.0.0.mod", "v1.0.0.info"} {
+		code, text := fetch(t, url+"/example.com/lib/@v/"+file)
+		if code != http.StatusTooManyRequests || !strings.Contains(text, "more than 10 bytes") {
+			t.Errorf("%s: %d %q", file, code, text)
+		}
+	}
+	if n := g.times("/example.com/lib/@v/v1.0.0.info"); n != 0 {
+		t.Errorf("the upstream was asked %d times for what the build may not have", n)
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	g := library(t)
 	_, url := open(t, newProxy(t, g.options(t)), modproxy.Limits{Conns: 2})
