@@ -240,18 +240,27 @@ func refusal(at string, info fs.FileInfo) string {
 	case len(at) > maxPath:
 		return fmt.Sprintf("has a path of more than %d bytes", maxPath)
 	case !plainPath(at):
-		return "has a name that is not plain: control characters, a backslash, a leading dash or no valid UTF-8"
+		return "has a name that is not plain: control characters, one of " + reserved + ", a leading dash, a final dot or space, or no valid UTF-8"
 	}
 	return ""
 }
 
+// reserved are the characters that a file name cannot have on Windows, where
+// some of them lead to another drive or into another stream of a file.
+const reserved = `\:*?"<>|`
+
 // plainPath reports whether every element of a slash path is safe to print,
 // to type and to unpack, on Windows too.
 func plainPath(at string) bool {
-	if !utf8.ValidString(at) || strings.ContainsFunc(at, func(r rune) bool { return r == '\\' || !unicode.IsPrint(r) }) {
+	if !utf8.ValidString(at) || strings.ContainsFunc(at, func(r rune) bool { return !unicode.IsPrint(r) || strings.ContainsRune(reserved, r) }) {
 		return false
 	}
-	return !strings.HasPrefix(at, "-") && !strings.Contains(at, "/-")
+	for name := range strings.SplitSeq(at, "/") {
+		if strings.HasPrefix(name, "-") || strings.HasSuffix(name, ".") || strings.HasSuffix(name, " ") {
+			return false
+		}
+	}
+	return true
 }
 
 // plain is a path as it can be shown: quoted where it is not plain, cut where it is long.

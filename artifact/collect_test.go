@@ -236,7 +236,7 @@ func TestCollectKnowsARealBinary(t *testing.T) {
 func TestCollectRefusesWhatIsNoPlainFile(t *testing.T) {
 	root, dir := newTree(t, map[string]string{
 		"app": string(linuxBinary()), "out/one": "x", "-rf": "x", "a\nb": "x", "caf\xe9": "x", "back\\slash": "x", "bidi\u202e": "x",
-		"sub/-dash/x": "x", "hidden/link-target": "x",
+		"sub/-dash/x": "x", "C:/CON": "x", "app:stream": "x", "what?": "x", "dot.": "x", "sub./x": "x", "space ": "x", "two words": "x", "hidden/link-target": "x",
 	})
 	must := func(err error) {
 		t.Helper()
@@ -268,10 +268,10 @@ func TestCollectRefusesWhatIsNoPlainFile(t *testing.T) {
 
 	c, err := artifact.Collect(t.Context(), root, linux(artifact.CollectOptions{Ignored: ignoring("hidden")}))
 	must(err)
-	if d := cmp.Diff([]string{"app*"}, names(c)); d != "" {
+	if d := cmp.Diff([]string{"app*", "two words"}, names(c)); d != "" {
 		t.Errorf("files (-want +got):\n%s", d)
 	}
-	const weird = "has a name that is not plain: control characters, a backslash, a leading dash or no valid UTF-8"
+	const weird = "has a name that is not plain: control characters, one of \\:*?\"<>|, a leading dash, a final dot or space, or no valid UTF-8"
 	got := map[string]string{}
 	for _, s := range c.Skipped {
 		got[s.Path] = s.Why
@@ -280,6 +280,7 @@ func TestCollectRefusesWhatIsNoPlainFile(t *testing.T) {
 		"abs": "is a symbolic link", "up": "is a symbolic link", "inside": "is a symbolic link", "dirlink": "is a symbolic link",
 		"out/one": "is a hard link", "out/two": "is a hard link", "fifo": "is a FIFO", "null": got["null"],
 		`"-rf"`: weird, `"a\nb"`: weird, `"caf\xe9"`: weird, `"back\\slash"`: weird, `"bidi\u202e"`: weird, `"sub/-dash/x"`: weird,
+		`"C:/CON"`: weird, `"app:stream"`: weird, `"what?"`: weird, `"dot."`: weird, `"sub./x"`: weird, `"space "`: weird,
 		deep[:200] + "...": "lies deeper than 100 directories",
 		long[:200] + "...": "has a path of more than 1024 bytes",
 	}
