@@ -44,6 +44,7 @@ var statuses = []struct {
 	{err: queue.ErrNotFound, code: http.StatusNotFound, text: "no such build, or no permission to see it; a private repository's needs an Authorization header with a token that can read it"},
 	{err: queue.ErrEnded, code: http.StatusConflict, text: "the build has ended already"},
 	{err: queue.ErrFull, code: http.StatusServiceUnavailable, text: "the build queue is full; try again soon", retry: 10 * time.Second},
+	{err: queue.ErrBroken, code: http.StatusServiceUnavailable, text: "the server cannot write to its disk; try again later", retry: time.Minute},
 	{err: queue.ErrClosed, code: http.StatusServiceUnavailable, text: "the server is stopping; try again soon", retry: 5 * time.Second},
 	{err: errNotReady, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
 	{err: errWaiting, code: http.StatusServiceUnavailable, retry: 5 * time.Second},

@@ -2,6 +2,7 @@ package httpserver_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/gitsrc/gitsrctest"
 	"github.com/monochromegane/cargo/httpserver"
+	"github.com/monochromegane/cargo/queue"
 )
 
 const (
@@ -171,6 +173,22 @@ func TestQueueFull(t *testing.T) {
 	if !strings.Contains(p.Detail, "queue is full") {
 		t.Errorf("a full queue says %q", p.Detail)
 	}
+}
+
+func TestQueueBroken(t *testing.T) {
+	a := newAPI(t, func(o *httpserver.Options) { o.Builds = fullDisk{o.Builds} })
+	a.repository("o/r")
+	r := a.do(t, "POST", target)
+	if p := r.problem(t, http.StatusServiceUnavailable); !strings.Contains(p.Detail, "cannot write to its disk") || r.header.Get("Retry-After") == "" {
+		t.Errorf("a queue that cannot be written says %q, %v", p.Detail, r.header)
+	}
+}
+
+// fullDisk is a queue whose store has failed to write.
+type fullDisk struct{ httpserver.Builds }
+
+func (fullDisk) Submit(context.Context, build.Build, []byte) (build.Build, error) {
+	return build.Build{}, fmt.Errorf("submit: %w (no space left on device)", queue.ErrBroken)
 }
 
 func TestImageNotReady(t *testing.T) {
