@@ -6,6 +6,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -69,6 +70,7 @@ func Rlimits() []specs.POSIXRlimit {
 		{"RLIMIT_MEMLOCK", 64 << 10},
 		{"RLIMIT_MSGQUEUE", 0},
 		{"RLIMIT_NOFILE", 16 << 10},
+		{"RLIMIT_SIGPENDING", 1 << 10}, // a user namespace is charged to its maker, which is the host's root
 	} {
 		limits = append(limits, specs.POSIXRlimit{Type: l.name, Soft: l.value, Hard: l.value})
 	}
@@ -78,10 +80,21 @@ func Rlimits() []specs.POSIXRlimit {
 // Seccomp returns containerd's default profile for a process without any
 // capability, for the architecture of this program. It is stricter than the
 // one that older Docker daemons have built in.
+//
+// It also denies inotify: the instances of a user namespace are charged to its
+// maker too, and a build could take all that the host's root may have. What
+// watches files falls back to polling.
 func Seccomp() *specs.LinuxSeccomp {
-	return seccomp.DefaultProfile(&specs.Spec{
+	profile := seccomp.DefaultProfile(&specs.Spec{
 		Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}},
 	})
+	for i := range profile.Syscalls {
+		rule := &profile.Syscalls[i]
+		rule.Names = slices.DeleteFunc(slices.Clone(rule.Names), func(name string) bool {
+			return name == "inotify_init" || name == "inotify_init1"
+		})
+	}
+	return profile
 }
 
 // SeccompJSON returns the profile of Seccomp as the security option "seccomp"

@@ -38,6 +38,7 @@ func syscalls() {
 		{"add_key", syscall.SYS_ADD_KEY, 0, 0, 0},
 		{"bpf", sysBPF, 0, 0, 0},
 		{"fsopen", sysFsopen, 0, 0, 0},
+		{"inotify_init1", syscall.SYS_INOTIFY_INIT1, ^uintptr(0), 0, 0},
 		{"init_module", syscall.SYS_INIT_MODULE, 0, 0, 0},
 		{"io_uring_setup", sysIOURingSetup, 1, 0, 0},
 		{"kexec_load", syscall.SYS_KEXEC_LOAD, 0, 0, 0},
