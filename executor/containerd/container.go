@@ -132,7 +132,7 @@ func (e *Executor) Reap(ctx context.Context) (n int, err error) {
 		e.log.Info("container of an earlier process removed", "step", c.Labels[stepLabel], "container", c.ID)
 		n++
 	}
-	errs = append(errs, e.reapLeases(ctx), os.RemoveAll(e.fifoDir()))
+	errs = append(errs, e.reapLeases(ctx), e.reapShims(), os.RemoveAll(e.fifoDir()))
 	return n, errors.Join(errs...)
 }
 
