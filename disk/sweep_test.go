@@ -26,7 +26,10 @@ func TestChurn(t *testing.T) {
 		t.Skip("this is the child of TestSweepAfterKill")
 	}
 	fmt.Println("started")
-	disks := open(t, disk.Options{Dir: dir, Limit: 64 * mib})
+	disks, err := disk.Open(t.Context(), disk.Options{Dir: dir, Limit: 64 * mib})
+	if err != nil {
+		t.Fatal(err)
+	}
 	var wg sync.WaitGroup
 	for i := range 3 {
 		wg.Go(func() {
