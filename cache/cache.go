@@ -129,8 +129,14 @@ func (c *Cache) makeDir(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := os.Chmod(path, 0o755); err != nil { //nolint:gosec // the build user must get in; the cache's own directory is closed to others
+	info, err := os.Lstat(path)
+	if err != nil {
 		return err
+	}
+	if info.Mode() != fs.ModeDir|0o755 {
+		if err := os.Chmod(path, 0o755); err != nil { //nolint:gosec // the build user must get in; the cache's own directory is closed to others
+			return err
+		}
 	}
 	return c.own(path)
 }

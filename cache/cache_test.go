@@ -347,3 +347,5 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+func sum(text string) [sha256.Size]byte { return sha256.Sum256([]byte(text)) }
