@@ -102,7 +102,7 @@ func (d *draft) create(of id, kind byte, size int64, write func(io.Writer) (bool
 	if err != nil {
 		return false, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, modes[kind])
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, modeOf(kind))
 	if err != nil {
 		return false, err
 	}
@@ -124,10 +124,15 @@ func (d *draft) create(of id, kind byte, size int64, write func(io.Writer) (bool
 	return true, nil
 }
 
-// modes keep everybody from writing an output. An action stays the build
-// user's: the go command may have to replace it, in its overlay, where the
-// output is not the one that it needs.
-var modes = map[byte]fs.FileMode{outputFile: 0o444, actionFile: 0o644}
+// modeOf keeps everybody from writing an output. An action stays the build
+// user's: the go command writes that of a link each time, into its overlay,
+// and others where the output is not what it needs.
+func modeOf(kind byte) fs.FileMode {
+	if kind == outputFile {
+		return 0o444
+	}
+	return 0o644
+}
 
 // finish gives a file its mode and owner. Where it has them already, this
 // saves a fifth of a layer's time.
@@ -136,8 +141,8 @@ func (d *draft) finish(f *os.File, kind byte) error {
 	if err != nil {
 		return err
 	}
-	if info.Mode() != modes[kind] {
-		if err := f.Chmod(modes[kind]); err != nil {
+	if info.Mode() != modeOf(kind) {
+		if err := f.Chmod(modeOf(kind)); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,19 +16,11 @@ func openDir(path string) (*os.File, error) {
 
 // flock locks an open file until it is closed or its process dies.
 func flock(f *os.File, how int) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var locked error
-	err = conn.Control(func(fd uintptr) {
-		for {
-			if locked = unix.Flock(int(fd), how); !errors.Is(locked, syscall.EINTR) { //nolint:gosec // a descriptor is an int
-				return
-			}
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
 		}
-	})
-	return errors.Join(err, locked)
+	}
 }
 
 // seize opens the directory at path if nobody holds it and holds it alone. It

@@ -37,16 +37,16 @@ func openShard(root *os.File, i int, foreign bool) (*shard, error) {
 	case err != nil:
 		return nil, err
 	}
-	return &shard{os.NewFile(fd, shardName(i)), byte(i), foreign}, nil //nolint:gosec // below 256
+	return &shard{os.NewFile(fd, shardName(i)), byte(i), foreign}, nil
 }
 
 var errNotEntry = errors.New("not a file of the go command's cache")
 
 func openat(dir *os.File, name string, flags int) (uintptr, error) {
 	for {
-		fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) //nolint:gosec // a descriptor is an int
+		fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if !errors.Is(err, unix.EINTR) {
-			return uintptr(fd), err //nolint:gosec // not used where err is set
+			return uintptr(fd), err
 		}
 	}
 }
@@ -56,7 +56,7 @@ func openat(dir *os.File, name string, flags int) (uintptr, error) {
 // already do something.
 func (s *shard) open(name string) (*os.File, int64, error) {
 	var before, after unix.Stat_t
-	err := unix.Fstatat(int(s.dir.Fd()), name, &before, unix.AT_SYMLINK_NOFOLLOW) //nolint:gosec // a descriptor is an int
+	err := unix.Fstatat(int(s.dir.Fd()), name, &before, unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil || !s.plain(&before) {
 		return nil, 0, notEntry(err)
 	}
@@ -64,10 +64,10 @@ func (s *shard) open(name string) (*os.File, int64, error) {
 	if err != nil {
 		return nil, 0, notEntry(err)
 	}
-	if err = unix.Fstat(int(fd), &after); err == nil && s.plain(&after) && after.Dev == before.Dev && after.Ino == before.Ino { //nolint:gosec // a descriptor is an int
+	if err = unix.Fstat(int(fd), &after); err == nil && s.plain(&after) && after.Dev == before.Dev && after.Ino == before.Ino {
 		return os.NewFile(fd, name), after.Size, nil
 	}
-	_ = unix.Close(int(fd)) //nolint:gosec // a descriptor is an int
+	_ = unix.Close(int(fd))
 	return nil, 0, notEntry(err)
 }
 
@@ -166,7 +166,7 @@ func isOutput(ctx context.Context, w io.Writer, r io.Reader, output id, size int
 		}
 		n, err := io.ReadFull(r, buffer[:min(left, int64(len(buffer)))])
 		if err != nil {
-			if notWhole(err) == errNotEntry { //nolint:errorlint // our own, as it is
+			if errors.Is(notWhole(err), errNotEntry) {
 				return false, nil
 			}
 			return false, err
