@@ -9,8 +9,8 @@
 // one class that it may append to: [Work.Appends].
 //
 // Each layer is complete: the output of every action in it lies in it too. So
-// any layer can go without harm to another one. That matters because the go
-// command cannot replace a lower layer's action whose output is missing.
+// any layer can go without harm to another one, and an action that a class has
+// never has to be appended again.
 //
 // On disk:
 //
@@ -116,7 +116,11 @@ func (c *Cache) makeEmpty() error {
 			return err
 		}
 	}
-	return os.WriteFile(c.path("empty", "README"), nil, 0o444)
+	readme, err := os.OpenFile(c.path("empty", "README"), os.O_RDONLY|os.O_CREATE, 0o444)
+	if err != nil {
+		return err
+	}
+	return readme.Close()
 }
 
 func (c *Cache) path(elem ...string) string {

@@ -81,7 +81,7 @@ func (d *draft) commit(s *state, sealed time.Time) (layer, error) {
 	}
 	d.held.Close()
 	d.held = nil
-	return layer{d.id, int(d.files.Load()), d.bytes.Load(), sealed.UTC(), d.cache.boot, d.cache.uid, d.cache.gid}, nil
+	return layer{d.id, int(d.files.Load()), d.bytes.Load(), sealed.UTC().Round(0), d.cache.boot, d.cache.uid, d.cache.gid}, nil
 }
 
 func (d *draft) path(shard byte, name string) (string, error) {

@@ -344,8 +344,7 @@ func (s *sealer) copyFromLayer(ctx context.Context, path string, output id) (int
 	return s.copyOutput(ctx, dir, output)
 }
 
-// addActions adds the actions whose outputs are there, and counts them. An
-// action without its output would keep each later build from replacing it.
+// addActions adds the actions whose outputs are there, and counts them.
 func (s *sealer) addActions(ctx context.Context, i int, added *atomic.Int64) error {
 	for _, e := range s.left[i].fresh {
 		if err := context.Cause(ctx); err != nil {

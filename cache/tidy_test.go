@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -339,9 +341,9 @@ func TestVerifiedAfterBoot(t *testing.T) {
 				if kind == "d" {
 					id = sum("output of torn")
 				}
-				if err := test.tear(upper(l.Layers()[1]).path(t, id, kind)); err != nil {
-					t.Fatal(err)
-				}
+				path := upper(l.Layers()[1]).path(t, id, kind)
+				must(t, os.Chmod(path, 0o600))
+				must(t, test.tear(path))
 				l.Release()
 				c = open(t, o.InBoot("two"))
 				l = lease(t, c, shared)
@@ -368,9 +370,9 @@ func TestVerifiedOnce(t *testing.T) {
 	lease(t, open(t, o.InBoot("two")), shared).Release()
 	l := lease(t, open(t, o.InBoot("two")), shared)
 	// What is torn without a boot is not looked for.
-	if err := os.Truncate(upper(l.Layers()[0]).path(t, sum("output of fmt"), "d"), 1); err != nil {
-		t.Fatal(err)
-	}
+	path := upper(l.Layers()[0]).path(t, sum("output of fmt"), "d")
+	must(t, os.Chmod(path, 0o600))
+	must(t, os.Truncate(path, 1))
 	l.Release()
 	if l := lease(t, open(t, o.InBoot("two")), shared); len(l.Layers()) != 2 {
 		t.Error("the layer was verified again")
@@ -395,5 +397,39 @@ func TestTornListIsDropped(t *testing.T) {
 	}
 	if got := checkWhole(t, o.Dir); got != 1 {
 		t.Errorf("%d layers, want 1", got)
+	}
+}
+
+// An operator may give builds another user id.
+func TestLayersFollowTheBuildUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	o := cache.Options{Dir: t.TempDir(), UID: 1000, GID: 1000}
+	build(t, open(t, o), shared, "fmt")
+	o.UID, o.GID = 2000, 2001
+	l := lease(t, open(t, o), shared)
+	for _, layer := range l.Layers() {
+		err := filepath.WalkDir(layer, func(path string, e fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			st := info.Sys().(*syscall.Stat_t)
+			mine := st.Uid == 2000 && st.Gid == 2001
+			if builds := e.IsDir() || strings.HasSuffix(path, "-a"); builds != mine {
+				t.Errorf("%s belongs to %d:%d", path, st.Uid, st.Gid)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := get(l.Layers(), "fmt"); !ok {
+		t.Error("the entry is gone")
 	}
 }
