@@ -66,6 +66,7 @@ type Cache struct {
 
 	verifying  sync.Mutex // a layer is verified once
 	compacting sync.Mutex
+	buffers    sync.Pool // of *[128 << 10]byte
 }
 
 // Open opens the cache in a directory and removes what processes that died

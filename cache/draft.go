@@ -164,7 +164,7 @@ func (d *draft) addAction(e entry) error {
 // name says.
 func (d *draft) addOutput(ctx context.Context, output id, r io.Reader, size int64) (bool, error) {
 	return d.create(output, outputFile, size, func(w io.Writer) (bool, error) {
-		return isOutput(ctx, w, r, output, size)
+		return d.cache.isOutput(ctx, w, r, output, size)
 	})
 }
 

@@ -225,7 +225,7 @@ func (x *examiner) entry(ctx context.Context, s *shard, of id, kind byte, name s
 	} else {
 		var f *os.File
 		if f, size, err = s.open(name); err == nil {
-			ok, err = isOutput(ctx, io.Discard, f, of, size)
+			ok, err = x.cache.isOutput(ctx, io.Discard, f, of, size)
 			f.Close()
 		}
 	}

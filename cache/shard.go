@@ -157,9 +157,13 @@ func eachShard(ctx context.Context, f func(ctx context.Context, i int) error) er
 
 // isOutput reports whether what w gets from r, size bytes, has the hash that
 // its name says.
-func isOutput(ctx context.Context, w io.Writer, r io.Reader, output id, size int64) (bool, error) {
+func (c *Cache) isOutput(ctx context.Context, w io.Writer, r io.Reader, output id, size int64) (bool, error) {
+	buffer, ok := c.buffers.Get().(*[128 << 10]byte)
+	if !ok {
+		buffer = new([128 << 10]byte)
+	}
+	defer c.buffers.Put(buffer)
 	sum := sha256.New()
-	buffer := make([]byte, min(size, 256<<10))
 	for left := size; left > 0; {
 		if err := context.Cause(ctx); err != nil {
 			return false, err
