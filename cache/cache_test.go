@@ -307,7 +307,8 @@ func TestLayersAreComplete(t *testing.T) {
 // The output of an action can differ from one build to the next. The newest
 // one counts.
 func TestNewestEntryWins(t *testing.T) {
-	c := open(t, cache.Options{Dir: t.TempDir()})
+	o := cache.Options{Dir: t.TempDir()}
+	c := open(t, o)
 	for i := range 20 {
 		u := newUpper(t)
 		u.put(t, "test", fmt.Sprint("log ", i))
@@ -320,6 +321,9 @@ func TestNewestEntryWins(t *testing.T) {
 		}
 		l.Release()
 	}
+	c = open(t, o)
+	checkWhole(t, o.Dir)
+	checkBytes(t, c, o.Dir)
 }
 
 func TestPrime(t *testing.T) {

@@ -150,6 +150,17 @@ func checkBytes(t *testing.T, c *cache.Cache, dir string) {
 	if got := c.Bytes(); got != disk {
 		t.Errorf("the cache counts %d bytes, the disk has %d", got, disk)
 	}
+	infos, err := c.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := 0
+	for _, i := range infos {
+		counted += i.Files
+	}
+	if counted != len(files) {
+		t.Errorf("the cache counts %d files, the disk has %d", counted, len(files))
+	}
 }
 
 func TestLeaseHoldsAgainstAnotherProcess(t *testing.T) {
