@@ -44,7 +44,7 @@ func kept(t *testing.T, g *registry, door string, names string) (hits string) {
 func TestCacheForgetsWhatWasUsedLeast(t *testing.T) {
 	g := sized(t, "a", "b", "c", "d")
 	o := g.options(t)
-	o.CacheLimit = 35_000
+	o.CacheLimit = 40_000 // each takes three blocks of 4096 bytes
 	_, url := open(t, newProxy(t, o), modproxy.Limits{})
 	if hits := kept(t, g, url, "abcbad"); hits != "ba" { // c goes for d
 		t.Errorf("kept %q, want ba", hits)

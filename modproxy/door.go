@@ -132,32 +132,39 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if q.kind == kindSupported {
 		return
 	}
-	file, release, err := d.proxy.open(r.Context(), q)
+	file, from, release, err := d.proxy.open(r.Context(), q)
 	if err != nil {
+		if r.Context().Err() == nil {
+			d.proxy.metrics.ModulesServed(from, 1)
+		}
 		d.fail(w, r, q, err)
 		return
 	}
 	defer release()
-	d.send(w, r, q, file)
+	if d.send(w, r, q, file.File) {
+		d.proxy.metrics.ModulesServed(from, 1)
+	}
 }
 
-// send writes all of file. Ranges and conditions are for clients that keep
-// half of a file, which the go command does not.
-func (d *Door) send(w http.ResponseWriter, r *http.Request, q request, file *os.File) {
+// send writes all of file, unless that is more than the build may have. Ranges
+// and conditions are for clients that keep half of a file, which the go command
+// does not.
+func (d *Door) send(w http.ResponseWriter, r *http.Request, q request, file *os.File) bool {
 	fi, err := file.Stat()
 	if err != nil {
 		d.fail(w, r, q, cacheError(err))
-		return
+		return false
 	}
 	if err := d.countBytes(fi.Size()); err != nil {
 		d.refuse(w, http.StatusTooManyRequests, err)
-		return
+		return false
 	}
 	w.Header().Set("Content-Type", contentTypes[q.kind])
 	w.Header().Set("Content-Length", strconv.FormatInt(fi.Size(), 10))
 	if r.Method == http.MethodGet {
 		_, _ = io.Copy(w, io.NewSectionReader(file, 0, fi.Size())) // the client sees what is missing
 	}
+	return true
 }
 
 const text = "text/plain; charset=utf-8"
@@ -215,6 +222,7 @@ func (d *Door) refuse(w http.ResponseWriter, code int, err error) {
 	d.mu.Lock()
 	d.stats.Blocked++
 	d.mu.Unlock()
+	d.proxy.metrics.ModulesServed(fromRefused, 1)
 	say(w, code, err.Error())
 }
 

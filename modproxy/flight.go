@@ -2,30 +2,30 @@ package modproxy
 
 import (
 	"context"
-	"os"
+	"io"
 	"sync"
 )
 
-// flights lets requests that want the same file share one fetch of it.
-type flights struct {
+// flights let calls that want the same thing share one making of it.
+type flights[T io.Closer] struct {
 	mu  sync.Mutex
-	now map[string]*flight
+	now map[string]*flight[T]
 }
 
-// A flight is one fetch and those who want its file.
-type flight struct {
+// A flight is one making and those who want what it makes.
+type flight[T io.Closer] struct {
 	cancel context.CancelFunc
 	users  int
-	done   chan struct{} // closed when file and err are set
-	file   *os.File
+	done   chan struct{} // closed when value and err are set
+	value  T
 	err    error
 }
 
-// do returns the file that fetch makes, or has made for somebody else since
-// the call began to run. It is shared: read it with ReadAt only, and call
-// release, once, instead of closing it. fetch goes on while anybody wants its
-// file; the last one to go cancels it and waits for it to return.
-func (s *flights) do(ctx context.Context, name string, fetch func(context.Context) (*os.File, error)) (file *os.File, release func(), err error) {
+// do returns what fetch makes, or has made for somebody else since the call
+// began to run. It is shared, and closed when the last who has it calls
+// release, which each does once. fetch goes on while anybody wants its value;
+// the last one to go cancels it and waits for it to return.
+func (s *flights[T]) do(ctx context.Context, name string, fetch func(context.Context) (T, error)) (value T, release func(), err error) {
 	f := s.join(ctx, name, fetch)
 	release = func() { s.leave(name, f) }
 	select {
@@ -36,12 +36,12 @@ func (s *flights) do(ctx context.Context, name string, fetch func(context.Contex
 	}
 	if err != nil {
 		release()
-		return nil, nil, err
+		return value, nil, err
 	}
-	return f.file, release, nil
+	return f.value, release, nil
 }
 
-func (s *flights) join(ctx context.Context, name string, fetch func(context.Context) (*os.File, error)) *flight {
+func (s *flights[T]) join(ctx context.Context, name string, fetch func(context.Context) (T, error)) *flight[T] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.now[name]; f != nil {
@@ -49,14 +49,14 @@ func (s *flights) join(ctx context.Context, name string, fetch func(context.Cont
 		return f
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{cancel: cancel, users: 1, done: make(chan struct{})}
+	f := &flight[T]{cancel: cancel, users: 1, done: make(chan struct{})}
 	if s.now == nil {
-		s.now = map[string]*flight{}
+		s.now = map[string]*flight[T]{}
 	}
 	s.now[name] = f
 	go func() {
 		defer close(f.done)
-		f.file, f.err = fetch(ctx)
+		f.value, f.err = fetch(ctx)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.forget(name, f)
@@ -64,7 +64,7 @@ func (s *flights) join(ctx context.Context, name string, fetch func(context.Cont
 	return f
 }
 
-func (s *flights) leave(name string, f *flight) {
+func (s *flights[T]) leave(name string, f *flight[T]) {
 	s.mu.Lock()
 	f.users--
 	last := f.users == 0
@@ -77,12 +77,12 @@ func (s *flights) leave(name string, f *flight) {
 	}
 	f.cancel()
 	<-f.done
-	if f.file != nil {
-		f.file.Close()
+	if f.err == nil {
+		f.value.Close()
 	}
 }
 
-func (s *flights) forget(name string, f *flight) {
+func (s *flights[T]) forget(name string, f *flight[T]) {
 	if s.now[name] == f {
 		delete(s.now, name)
 	}

@@ -13,6 +13,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +24,8 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -40,9 +45,22 @@ type Options struct {
 	GONOPROXY string // default: GOPRIVATE; modules that no proxy may be asked for, so that builds do without
 	GOPRIVATE string
 
+	// Offline keeps the Proxy from fetching anything: what is kept is all there is.
+	Offline bool
+
 	Dir        string // required: the cache's, made if missing; one Proxy at a time
-	CacheLimit int64  // bytes kept in Dir; 0 means DefaultCacheLimit
-	Log        *slog.Logger
+	CacheLimit int64  // bytes on disk kept in Dir, of which a file with several names counts once; 0 means DefaultCacheLimit
+
+	// UID and GID are the build's, as this machine counts them: the
+	// directories of a Tree to which a build adds modules belong to them. Zero
+	// leaves them to whoever runs the server.
+	UID, GID int
+	// BootID names this boot of the machine, since a loss of power may tear
+	// what was kept before it. The default is the kernel's own.
+	BootID string
+
+	Metrics Metrics
+	Log     *slog.Logger
 }
 
 // DefaultCacheLimit is the CacheLimit where none is given, in bytes.
@@ -55,8 +73,14 @@ type Proxy struct {
 	sumdb     *sumdb
 	noproxy   string // patterns
 	nosumdb   string // patterns
+	offline   bool
+	uid, gid  int
 	cache     *cache
-	flights   flights
+	files     flights[*answer]
+	trees     flights[*hold]
+	views     flights[*view]
+	unpacking chan struct{} // as many at once as it has room for
+	metrics   Metrics
 	transport *transport
 	client    *http.Client
 	log       *slog.Logger
@@ -65,7 +89,11 @@ type Proxy struct {
 // New returns a Proxy. It says what is wrong with the settings without
 // repeating them, and asks nothing of any network.
 func New(o Options) (*Proxy, error) {
-	c := &cache{dir: o.Dir, limit: cmp.Or(o.CacheLimit, DefaultCacheLimit)}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, cacheError(err)
+	}
+	c := &cache{dir: dir, boot: boot(o.BootID), limit: cmp.Or(o.CacheLimit, DefaultCacheLimit)}
 	if err := os.RemoveAll(c.tempDir()); err != nil {
 		return nil, cacheError(err)
 	}
@@ -84,14 +112,33 @@ func New(o Options) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := newTransport(append(ups[:len(ups):len(ups)], db.upstreams()...))
+	var metrics Metrics = noMetrics{}
+	if o.Metrics != nil {
+		metrics = o.Metrics
+	}
+	t := newTransport(append(ups[:len(ups):len(ups)], db.upstreams()...), metrics.ModuleBytesFetched)
 	p := &Proxy{
 		ups: ups, sumdb: db, cache: c, transport: t, client: &http.Client{Transport: t},
-		noproxy: patterns(cmp.Or(o.GONOPROXY, o.GOPRIVATE)),
-		nosumdb: patterns(cmp.Or(o.GONOSUMDB, o.GOPRIVATE)),
-		log:     cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		offline: o.Offline, uid: o.UID, gid: o.GID, metrics: metrics,
+		unpacking: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		noproxy:   patterns(cmp.Or(o.GONOPROXY, o.GOPRIVATE)),
+		nosumdb:   patterns(cmp.Or(o.GONOSUMDB, o.GOPRIVATE)),
+		log:       cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 	}
 	return p, nil
+}
+
+// boot is a name for this boot of the machine. Where nothing tells it, each
+// process counts as one.
+func boot(id string) string {
+	if id == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if id = string(b); err != nil {
+			id = rand.Text()
+		}
+	}
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:8])
 }
 
 // patterns drops the spaces and empty entries of a list.
@@ -112,24 +159,57 @@ func (p *Proxy) Env() []string {
 // errUnverified is a module that must not be used.
 var errUnverified = errors.New("not confirmed by the checksum database")
 
-// open returns the file that q asks for. Read it with ReadAt only, and call
-// release when done.
-func (p *Proxy) open(ctx context.Context, q request) (file *os.File, release func(), err error) {
-	return p.flights.do(ctx, q.name, func(ctx context.Context) (*os.File, error) {
-		if q.immutable() {
-			if f, err := p.cache.get(q.name); err == nil {
-				return f, nil
+// An answer is a file that was asked for. It is read with ReadAt only: others
+// may be reading it too.
+type answer struct {
+	*os.File
+	// kept is false of what an upstream gave for a password. It is for those
+	// who wait for it now, all of whom could have fetched it, and goes with
+	// the last of them.
+	kept bool
+}
+
+// open returns the file that q asks for, and whence it came: one of Sources.
+// The caller calls release when done.
+func (p *Proxy) open(ctx context.Context, q request) (file *answer, from string, release func(), err error) {
+	for {
+		fetched := false
+		file, release, err = p.files.do(ctx, q.name, func(ctx context.Context) (*answer, error) {
+			if q.immutable() || p.offline {
+				if f, err := p.cache.get(q.name); err == nil {
+					return &answer{f, true}, nil
+				}
 			}
-		}
-		f, err := p.fetch(ctx, q)
-		if err != nil && !q.immutable() && !refused(err) && ctx.Err() == nil {
-			if old, miss := p.cache.get(q.name); miss == nil {
-				p.log.Warn("module proxy does not answer, serving what was kept", "file", q.name, "err", err)
-				return old, nil
+			a, err := p.fetch(ctx, q)
+			fetched = true
+			if err != nil && !q.immutable() && !refused(err) && ctx.Err() == nil {
+				if old, miss := p.cache.get(q.name); miss == nil {
+					p.log.Warn("module proxy does not answer, serving what was kept", "file", q.name, "err", err)
+					a, err, fetched = &answer{old, true}, nil, false
+				}
 			}
+			return a, err
+		})
+		switch {
+		case err == nil && fetched:
+			return file, fromUpstream, release, nil
+		case err == nil:
+			return file, fromCache, release, nil
+		case errors.Is(err, errPassword) && !q.toKeep && ctx.Err() == nil:
+			continue // joined one who would not have it for a password
+		default:
+			return nil, whence(err), nil, err
 		}
-		return f, err
-	})
+	}
+}
+
+// whence is the one of Sources for a file that could not be had.
+func whence(err error) string {
+	own := errors.Is(err, errPassword) || errors.Is(err, errSum) || errors.Is(err, errRoom)
+	if !errors.Is(err, errCache) && (refused(err) || own) {
+		return fromRefused
+	}
+	return fromFailed
 }
 
 // refused reports whether err is an upstream's answer, as opposed to none.
@@ -138,37 +218,57 @@ func refused(err error) bool {
 	return status || errors.Is(err, fs.ErrNotExist)
 }
 
-func (p *Proxy) fetch(ctx context.Context, q request) (*os.File, error) {
+// errPassword is a file that is not to be had without an upstream's password.
+var errPassword = errors.New("only to be had for a password")
+
+func (p *Proxy) fetch(ctx context.Context, q request) (*answer, error) {
+	if p.offline {
+		return nil, &statusError{code: http.StatusForbidden, text: q.name + " is not in this server's module cache, and --network none keeps builds from fetching more: see docs/builds.md"}
+	}
 	if q.path != "" && module.MatchPrefixPatterns(p.noproxy, q.path) {
 		return nil, &statusError{code: http.StatusForbidden, text: "this server's GONOPROXY or GOPRIVATE keeps it from module proxies, and builds reach nothing else"}
 	}
 	switch q.kind {
 	case kindSigned, kindLookup, kindTile:
-		r, err := p.fetchSumDB(ctx, q)
-		if err != nil {
-			return nil, err
-		}
-		defer r.Close()
-		return p.cache.put(ctx, q.name, r)
+		return p.fetchSumDB(ctx, q)
 	}
-	var file *os.File
+	var a *answer
 	err := walk(p.ups, func(up upstream) (err error) {
-		switch q.kind {
-		case kindMod:
-			file, err = p.fetchMod(ctx, up, q)
-		case kindZip:
-			file, err = p.fetchZip(ctx, up, q)
-		case kindList:
-			file, err = p.fetchList(ctx, up, q)
+		switch {
+		case q.toKeep && up.user != nil:
+			a = nil // and no other upstream is asked for what may be private
+			return nil
+		case q.kind == kindMod:
+			a, err = p.fetchMod(ctx, up, q)
+		case q.kind == kindZip:
+			a, err = p.fetchZip(ctx, up, q)
+		case q.kind == kindList:
+			a, err = p.fetchList(ctx, up, q)
 		default:
-			file, err = p.fetchInfo(ctx, up, q)
+			a, err = p.fetchInfo(ctx, up, q)
 		}
 		return err
 	})
-	return file, err
+	if err == nil && a == nil {
+		err = errPassword
+	}
+	return a, err
 }
 
-func (p *Proxy) fetchMod(ctx context.Context, up upstream, q request) (*os.File, error) {
+// keep puts what up answered into the cache, unless up wanted a password for it.
+func (p *Proxy) keep(ctx context.Context, up upstream, name string, r io.Reader) (*answer, error) {
+	keep := p.cache.put
+	if up.user != nil {
+		keep = func(ctx context.Context, _ string, r io.Reader) (*os.File, error) { return p.cache.pass(ctx, r) }
+	}
+	f, err := keep(ctx, name, r)
+	if err != nil {
+		return nil, err
+	}
+	return &answer{f, up.user == nil}, nil
+}
+
+func (p *Proxy) fetchMod(ctx context.Context, up upstream, q request) (*answer, error) {
 	r, err := get(ctx, p.client, up.url.JoinPath(q.name).String())
 	if err != nil {
 		return nil, err
@@ -181,18 +281,18 @@ func (p *Proxy) fetchMod(ctx context.Context, up upstream, q request) (*os.File,
 	if modfile.ModulePath(b) == "" {
 		return nil, fmt.Errorf("%s@%s: not a go.mod file", q.path, q.version)
 	}
-	return p.cache.put(ctx, q.name, bytes.NewReader(b))
+	return p.keep(ctx, up, q.name, bytes.NewReader(b))
 }
 
-func (p *Proxy) fetchList(ctx context.Context, up upstream, q request) (*os.File, error) {
+func (p *Proxy) fetchList(ctx context.Context, up upstream, q request) (*answer, error) {
 	versions, err := p.fetcher(ctx, up).List(ctx, q.path)
 	if err != nil {
 		return nil, err
 	}
-	return p.cache.put(ctx, q.name, strings.NewReader(strings.Join(versions, "\n")))
+	return p.keep(ctx, up, q.name, strings.NewReader(strings.Join(versions, "\n")))
 }
 
-func (p *Proxy) fetchInfo(ctx context.Context, up upstream, q request) (*os.File, error) {
+func (p *Proxy) fetchInfo(ctx context.Context, up upstream, q request) (*answer, error) {
 	version, t, err := p.fetcher(ctx, up).Query(ctx, q.path, q.version)
 	if err != nil {
 		return nil, err
@@ -204,11 +304,12 @@ func (p *Proxy) fetchInfo(ctx context.Context, up upstream, q request) (*os.File
 	if err != nil {
 		return nil, err
 	}
-	return p.cache.put(ctx, q.name, bytes.NewReader(b))
+	return p.keep(ctx, up, q.name, bytes.NewReader(b))
 }
 
-// fetchZip keeps the go.mod too, which is checked now, and returns the zip.
-func (p *Proxy) fetchZip(ctx context.Context, up upstream, q request) (*os.File, error) {
+// fetchZip keeps the other files of the version too, since it has them, and
+// returns the zip. The go.mod is checked now.
+func (p *Proxy) fetchZip(ctx context.Context, up upstream, q request) (*answer, error) {
 	info, mod, zip, err := p.fetcher(ctx, up).Download(ctx, q.path, q.version)
 	if err != nil {
 		return nil, p.verdict(q, err)
@@ -216,12 +317,16 @@ func (p *Proxy) fetchZip(ctx context.Context, up upstream, q request) (*os.File,
 	defer info.Close()
 	defer mod.Close()
 	defer zip.Close()
-	f, err := p.cache.put(ctx, strings.TrimSuffix(q.name, ".zip")+".mod", mod)
-	if err != nil {
-		return nil, err
+	if up.user == nil {
+		for ext, r := range map[string]io.Reader{".info": info, ".mod": mod} {
+			f, err := p.cache.put(ctx, strings.TrimSuffix(q.name, ".zip")+ext, r)
+			if err != nil {
+				return nil, err
+			}
+			f.Close()
+		}
 	}
-	f.Close()
-	return p.cache.put(ctx, q.name, zip)
+	return p.keep(ctx, up, q.name, zip)
 }
 
 // verdict tells a module that did not stand goproxy's checks from one that

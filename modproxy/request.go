@@ -36,6 +36,7 @@ type request struct {
 	path    string // module path; empty for the checksum database
 	version string // or what names one
 	name    string // canonical path without the leading slash: what is asked for upstream and kept in the cache
+	toKeep  bool   // of no use to who asks if it may not be kept
 	rest    string // name after the database's prefix, such as lookup/example.com/m@v1.0.0
 }
 

@@ -104,12 +104,22 @@ func (p *Proxy) findSumDB(ctx context.Context) (*url.URL, error) {
 	return base, nil
 }
 
-func (p *Proxy) fetchSumDB(ctx context.Context, q request) (io.ReadCloser, error) {
+func (p *Proxy) fetchSumDB(ctx context.Context, q request) (*answer, error) {
 	base, err := p.findSumDB(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return get(ctx, p.client, base.JoinPath(q.rest).String())
+	u := base.JoinPath(q.rest)
+	r, err := get(ctx, p.client, u.String())
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	from := upstream{url: base}
+	if up := p.transport.match(u); up != nil {
+		from = *up
+	}
+	return p.keep(ctx, from, q.name, r)
 }
 
 // verifierHost is where goproxy's fetcher believes the checksum database to be.
@@ -145,7 +155,7 @@ func (t verifierTransport) answer(r *http.Request) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, release, err := t.proxy.open(t.ctx, q)
+	file, _, release, err := t.proxy.open(t.ctx, q)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", q.name, err)
 	}

@@ -125,9 +125,10 @@ type transport struct {
 	base    http.RoundTripper
 	ups     []upstream
 	secrets *strings.Replacer
+	fetched func(bytes int64) // told how long an answer was
 }
 
-func newTransport(ups []upstream) *transport {
+func newTransport(ups []upstream, fetched func(int64)) *transport {
 	base := http.DefaultTransport.(*http.Transport).Clone()
 	base.RegisterProtocol("file", http.NewFileTransport(http.Dir("/"))) //nolint:gosec // ask sends it nothing but paths beneath a file URL of GOPROXY
 	base.MaxIdleConnsPerHost = 16
@@ -137,7 +138,7 @@ func newTransport(ups []upstream) *transport {
 			secrets = append(secrets, s, "REDACTED")
 		}
 	}
-	return &transport{base: base, ups: ups, secrets: strings.NewReplacer(secrets...)}
+	return &transport{base: base, ups: ups, secrets: strings.NewReplacer(secrets...), fetched: fetched}
 }
 
 // credentials are the forms in which user could turn up in a text.
@@ -223,7 +224,7 @@ func (t *transport) ask(r *http.Request) (*http.Response, error) {
 		cancel()
 		return nil, err
 	}
-	resp.Body = &body{Reader: io.LimitReader(resp.Body, limit+1), Closer: resp.Body, left: limit, cancel: cancel}
+	resp.Body = &body{Reader: io.LimitReader(resp.Body, limit+1), Closer: resp.Body, limit: limit, cancel: cancel, fetched: t.fetched}
 	return resp, nil
 }
 
@@ -246,9 +247,10 @@ func failure(r *http.Request, err error) *http.Response {
 // match is the upstream to which u belongs, the closest if several do, nil for none.
 func (t *transport) match(u *url.URL) *upstream {
 	var best *upstream
+	path := "/" + strings.TrimPrefix(u.Path, "/") // JoinPath leaves the slash out where there was no path
 	for i, up := range t.ups {
 		if !up.off && up.url.Scheme == u.Scheme && up.url.Host == u.Host &&
-			strings.HasPrefix(u.Path, strings.TrimSuffix(up.url.Path, "/")+"/") &&
+			strings.HasPrefix(path, strings.TrimSuffix(up.url.Path, "/")+"/") &&
 			(best == nil || len(best.url.Path) < len(up.url.Path)) {
 			best = &t.ups[i]
 		}
@@ -260,13 +262,15 @@ func (t *transport) match(u *url.URL) *upstream {
 type body struct {
 	io.Reader
 	io.Closer
-	left   int64
-	cancel context.CancelFunc
+	limit   int64
+	read    int64
+	cancel  context.CancelFunc
+	fetched func(int64)
 }
 
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	if b.left -= int64(n); b.left < 0 {
+	if b.read += int64(n); b.read > b.limit {
 		return 0, errTooLarge
 	}
 	return n, err
@@ -274,6 +278,8 @@ func (b *body) Read(p []byte) (int, error) {
 
 func (b *body) Close() error {
 	defer b.cancel()
+	b.fetched(b.read)
+	b.read, b.fetched = 0, func(int64) {} // closed again, it is not counted again
 	return b.Closer.Close()
 }
 
