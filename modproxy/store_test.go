@@ -92,18 +92,63 @@ func TestLimitIsOfAllThatIsKept(t *testing.T) {
 }
 
 func TestTreesSurviveARestart(t *testing.T) {
-	g, modules := shelf(t, 3)
+	g, modules := shelf(t, 20)
 	o := g.options(t)
-	want := g.needs(t, modules...)
+	want := g.needs(t, modules[:3]...)
 	first := tree(t, newProxy(t, o), want)
-	again := tree(t, newProxy(t, o), want)
+	trees, err := filepath.Glob(filepath.Join(o.Dir, "trees/*/*"))
+	if err != nil || len(trees) != 3 {
+		t.Fatalf("%q, %v", trees, err)
+	}
+	o.CacheLimit = 800_000
+	p := newProxy(t, o)
+	again := tree(t, p, want)
 	if first.Dir() != again.Dir() {
 		t.Errorf("%s, then %s", first.Dir(), again.Dir())
 	}
-	o.CacheLimit = 1 // the view holds its trees, known or not
-	tree(t, newProxy(t, o), want[:1])
-	if n := onDisk(t, o.Dir); n > 200_000 {
-		t.Errorf("%d bytes on disk", n)
+	kept := func() int {
+		for _, m := range modules[3:] {
+			tree(t, p, g.needs(t, m)).Release()
+		}
+		return len(slices.DeleteFunc(slices.Clone(trees), func(dir string) bool {
+			_, err := os.Stat(dir)
+			return err != nil
+		}))
+	}
+	if n := kept(); n != 3 {
+		t.Errorf("%d of 3 trees kept: their bytes are there as long as the view that is held, and must count", n)
+	}
+	again.Release()
+	if n := kept(); n != 0 {
+		t.Errorf("%d trees kept that nobody uses", n)
+	}
+}
+
+func TestTreeThatSomebodyDeletedIsMadeAgain(t *testing.T) {
+	g, modules := shelf(t, 2)
+	o := g.options(t)
+	p := newProxy(t, o)
+	want := g.needs(t, modules...)
+	for _, lost := range []string{"views", "trees", "entries", ""} {
+		tree(t, p, want).Release()
+		found, err := filepath.Glob(filepath.Join(o.Dir, lost, "*"))
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%q, %v", found, err)
+		}
+		for _, dir := range found {
+			if filepath.Base(dir) == "tmp" {
+				continue
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tr := tree(t, p, want)
+		if tr.Missing() != 0 {
+			t.Errorf("%s: %d missing", lost, tr.Missing())
+		}
+		check(t, g, tr.Dir(), modules...)
+		tr.Release()
 	}
 }
 

@@ -448,3 +448,33 @@ func TestTreeIsASetOfNeeds(t *testing.T) {
 		t.Errorf("%d of none missing", tr.Missing())
 	}
 }
+
+func TestTreeTakesNoPasswordsAnswerFromADoor(t *testing.T) {
+	const file = "example.com/lib/@v/v1.1.0.zip"
+	g := library(t)
+	arrived, _, release := blockZip(g, "/"+file)
+	u, _ := url.Parse(g.URL)
+	u.User = url.UserPassword("robot", "s3cret-w0rd")
+	o := g.options(t)
+	o.GOPROXY = u.String()
+	p := newProxy(t, o)
+	_, door := open(t, p, modproxy.Limits{})
+	done := make(chan int, 1)
+	go func() {
+		code, _ := fetch(t, door+"/"+file)
+		done <- code
+	}()
+	<-arrived
+	go func() {
+		waitFor(t, func() bool { return p.Waiting(file) == 2 })
+		close(release)
+	}()
+	tr := tree(t, p, needs(t, usesLib, g.lines(t, all...)))
+	if tr.Missing() != 4 {
+		t.Errorf("%d missing of 4", tr.Missing())
+	}
+	check(t, g, tr.Dir())
+	if code := <-done; code != http.StatusOK {
+		t.Errorf("the door: %d", code)
+	}
+}
