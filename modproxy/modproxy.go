@@ -1,6 +1,7 @@
 // Package modproxy is a build's one way out: a Go module proxy that passes
 // nothing else. One Proxy stands behind all builds, with a cache on disk; each
-// build has a Door of its own to it, which counts and bounds what it asks.
+// build has a Door of its own to it, which counts and bounds what it asks, and
+// may have a Tree: what its go.sum names, extracted once for all builds.
 //
 // Modules come from the server's own GOPROXY. github.com/goproxy/goproxy
 // fetches them and checks them against the checksum database before they are

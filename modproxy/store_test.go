@@ -211,9 +211,9 @@ func TestKilledAtAnyPoint(t *testing.T) {
 	}
 	g, modules := shelf(t, 12)
 	o := g.options(t)
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test's choice
+	r := rand.New(rand.NewPCG(1, 2))
 	for range 12 {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashing$") //nolint:gosec // this test itself
+		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashing$")
 		cmd.Env = append(os.Environ(), crashEnv+"="+strings.Join([]string{o.Dir, o.GOPROXY, o.GOSUMDB, g.lines(t, modules...)}, "|"))
 		out, err := cmd.StdoutPipe()
 		if err != nil {
