@@ -28,8 +28,9 @@ type Executor interface {
 	// other status, it is ErrOutOfMemory or ErrTooManyProcesses where the
 	// kernel counted such an event, and an *ExitError where not; the first
 	// two wrap an *ExitError as well. An image that is not there is
-	// ErrNoImage. Any other error is the fault of the runtime, not of the
-	// command. Stdout and Stderr receive no write after Run returns, and
+	// ErrNoImage. A mount whose place inside an earlier mount is no directory
+	// is ErrMount: who wrote that tree did it. Any other error is the fault of
+	// the runtime, not of the command. Stdout and Stderr receive no write after Run returns, and
 	// all that the command wrote before.
 	Run(ctx context.Context, step Step) error
 
@@ -51,11 +52,21 @@ type Step struct {
 	Args   []string // command and arguments; never passed through a shell
 	Env    []string // "KEY=value"; the image's own environment comes before it
 	Dir    string   // absolute working directory inside the container; "" means /
-	Mounts []Mount
-	Door   Door // optional: what listens on DoorAddr inside the step's network namespace
+	Mounts []Mount  // one inside another comes after it
+	Door   Door     // optional: what listens on DoorAddr inside the step's network namespace
 	Limits Limits
 	Stdout io.Writer // nil discards
 	Stderr io.Writer // nil discards
+
+	// Background makes the step give way to all other steps: it gets a
+	// processor that they leave idle, and the disk last, where the kernel's
+	// scheduler for the disk knows such an order.
+	Background bool
+
+	// Limited, if not nil, is called before Run returns, with ErrOutOfMemory,
+	// ErrTooManyProcesses or both one after the other, if the kernel counted
+	// such an event in a command that exited with status 0 all the same.
+	Limited func(limit error)
 }
 
 // DoorAddr is where a step finds its Door.
@@ -70,9 +81,14 @@ type Door interface {
 }
 
 // A Mount makes a directory of the host visible to the step, nosuid and nodev.
+//
+// Source may itself be a mount point, but nothing may be mounted below it. A
+// Target inside that of an earlier mount must be a directory of the earlier
+// one's Source, reached through no symbolic link: what is there may be the work
+// of an earlier step.
 type Mount struct {
 	Source   string // absolute path on the host
-	Target   string // absolute path in the container; must exist in the image
+	Target   string // absolute path in the container; must exist in the image or in an earlier mount
 	Writable bool
 }
 
@@ -142,6 +158,7 @@ var (
 	ErrOutOfMemory      = errors.New("out of memory")
 	ErrTooManyProcesses = errors.New("too many processes")
 	ErrNoImage          = errors.New("no such image")
+	ErrMount            = errors.New("the place of a mount is no directory")
 	ErrUnavailable      = errors.New("the container runtime does not answer")
 )
 

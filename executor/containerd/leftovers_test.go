@@ -74,6 +74,8 @@ func leftovers(t *testing.T, address, state, owner string) (left []string) {
 		"/run/cargo/fifo/" + key + "/*",
 		"/sys/fs/cgroup/cargo/" + key + "-*",
 		"/sys/fs/cgroup/*/cargo/" + key + "-*",
+		"/sys/fs/cgroup/cargo-" + key + "-*",
+		"/sys/fs/cgroup/*/cargo-" + key + "-*",
 		filepath.Join("/run/containerd/runc", testNamespace, key+"-*"), // runc's own books; the place does not depend on state
 		filepath.Join(state, "io.containerd.runtime.v2.task", testNamespace, key+"-*"),
 	} {

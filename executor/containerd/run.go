@@ -25,6 +25,9 @@ func (e *Executor) Run(ctx context.Context, step executor.Step) (err error) {
 	if ctx.Err() != nil {
 		return canceled(ctx)
 	}
+	if err := sandbox.CheckMounts(step.Mounts); err != nil {
+		return fmt.Errorf("step %s: %w", step.ID, err)
+	}
 	id := e.containerID(step.ID)
 	stdout, stderr := outputs(step.Stdout, step.Stderr)
 	streams, err := cio.NewCreator(cio.WithFIFODir(e.fifoDir()), cio.WithStreams(nil, stdout, stderr))(id)
@@ -64,6 +67,11 @@ func (e *Executor) runTask(ctx, creating context.Context, task client.Task, step
 		return fmt.Errorf("watch the limits of step %s: %w", step.ID, err)
 	}
 	defer counters.Close()
+	if step.Background {
+		if err := sandbox.IdleIO(int(task.Pid())); err != nil {
+			e.log.Warn("a step in the background does not give way on the disk", "step", step.ID, "err", err)
+		}
+	}
 	if step.Door != nil {
 		shut, err := openDoor(task.Pid(), step.Door)
 		if err != nil {
@@ -88,18 +96,10 @@ func (e *Executor) runTask(ctx, creating context.Context, task client.Task, step
 	}
 	task.IO().Wait()
 	_ = counters.Close()
-	switch exit := (&executor.ExitError{Code: int(code)}); {
-	case stopped:
+	if stopped {
 		return canceled(ctx)
-	case code == 0:
-		return nil
-	case counters.OutOfMemory():
-		return &executor.LimitError{Limit: executor.ErrOutOfMemory, Exit: exit}
-	case counters.TooManyProcesses():
-		return &executor.LimitError{Limit: executor.ErrTooManyProcesses, Exit: exit}
-	default:
-		return exit
 	}
+	return counters.Verdict(int(code), step.Limited)
 }
 
 // kept are streams that a task uses and Run closes: the client would give them

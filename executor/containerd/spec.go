@@ -3,7 +3,6 @@ package containerd
 import (
 	"cmp"
 	"math"
-	"path"
 	"slices"
 	"strconv"
 
@@ -13,9 +12,15 @@ import (
 	"github.com/monochromegane/cargo/executor/sandbox"
 )
 
-// cgroupParent holds the cgroups of all steps, so that an operator finds them
-// and can bound them together.
-const cgroupParent = "/cargo"
+// cgroupPath is where a step's cgroup is. One parent holds all, so that an
+// operator finds them and can bound them together, except those in the
+// background: what is alone in the parent has all of the parent's weight.
+func cgroupPath(id string, background bool) string {
+	if background {
+		return "/cargo-" + id
+	}
+	return "/cargo/" + id
+}
 
 // cpuPeriod is the length in microseconds over which the kernel's scheduler
 // enforces a quota; its own default.
@@ -53,8 +58,8 @@ func spec(id string, step executor.Step, limits executor.Limits, imageEnv []stri
 			},
 			UIDMappings:   ids,
 			GIDMappings:   ids,
-			CgroupsPath:   path.Join(cgroupParent, id),
-			Resources:     resources(limits),
+			CgroupsPath:   cgroupPath(id, step.Background),
+			Resources:     resources(limits, step.Background),
 			Seccomp:       sandbox.Seccomp(),
 			MaskedPaths:   sandbox.MaskedPaths(),
 			ReadonlyPaths: sandbox.ReadonlyPaths(),
@@ -80,8 +85,8 @@ func mounts(binds []executor.Mount, tmp int64) []specs.Mount {
 	return all
 }
 
-func resources(l executor.Limits) *specs.LinuxResources {
-	shares := uint64(sandbox.CPUShares)
+func resources(l executor.Limits, background bool) *specs.LinuxResources {
+	shares := uint64(sandbox.CPUShares(background)) //nolint:gosec // never negative
 	r := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, // the runtime adds null, zero and the like
 		Memory:  &specs.LinuxMemory{Limit: &l.Memory, Swap: &l.Memory},    // Swap is memory and swap together

@@ -40,6 +40,9 @@ func check(step executor.Step) error {
 	if len(step.Args) == 0 {
 		return errors.New("docker: step without a command")
 	}
+	if err := sandbox.CheckMounts(step.Mounts); err != nil {
+		return fmt.Errorf("docker: step %s: %w", step.ID, err)
+	}
 	return nil
 }
 
@@ -99,7 +102,7 @@ func (e *Executor) hostConfig(step executor.Step, volumes []string) *container.H
 			Memory:     limits.Memory,
 			MemorySwap: limits.Memory,
 			NanoCPUs:   int64(min(limits.CPUs, float64(runtime.NumCPU())) * 1e9), // the daemon refuses more than there are
-			CPUShares:  sandbox.CPUShares,
+			CPUShares:  sandbox.CPUShares(step.Background),
 			PidsLimit:  &limits.Pids,
 			Ulimits:    ulimits(),
 		},

@@ -108,6 +108,11 @@ func (e *Executor) attend(ctx context.Context, id string, step executor.Step) er
 		return fmt.Errorf("docker: watch the step's cgroup: %w", err)
 	}
 	defer counters.Close()
+	if step.Background {
+		if err := sandbox.IdleIO(pid); err != nil {
+			e.log.Warn("a step in the background does not give way on the disk", "step", step.ID, "err", err)
+		}
+	}
 	closeDoor, err := e.openDoor(step, pid)
 	if err != nil {
 		return err
@@ -128,7 +133,7 @@ func (e *Executor) attend(ctx context.Context, id string, step executor.Step) er
 		return err
 	}
 	counters.Close()
-	return e.verdict(clean, id, code, began, counters)
+	return e.verdict(clean, id, step, code, began, counters)
 }
 
 // start starts the container and returns the process id of its first process,
@@ -269,27 +274,22 @@ func (e *Executor) signal(ctx context.Context, id, name string, patience time.Du
 }
 
 // verdict says what the status of a command means.
-func (e *Executor) verdict(ctx context.Context, id string, code int, began time.Time, counters *sandbox.Counters) error {
+func (e *Executor) verdict(ctx context.Context, id string, step executor.Step, code int, began time.Time, counters *sandbox.Counters) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := e.undisturbed(ctx, id, began); err != nil {
 		return err
 	}
-	if code == 0 {
-		return nil
+	if code != 0 || step.Limited != nil {
+		in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+		if err != nil {
+			return e.fault("inspect container", err)
+		}
+		if in.Container.State != nil && in.Container.State.OOMKilled {
+			counters.NoteOutOfMemory()
+		}
 	}
-	in, err := e.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
-	if err != nil {
-		return e.fault("inspect container", err)
-	}
-	status := &executor.ExitError{Code: code}
-	switch {
-	case counters.OutOfMemory(), in.Container.State != nil && in.Container.State.OOMKilled:
-		return &executor.LimitError{Limit: executor.ErrOutOfMemory, Exit: status}
-	case counters.TooManyProcesses():
-		return &executor.LimitError{Limit: executor.ErrTooManyProcesses, Exit: status}
-	}
-	return status
+	return counters.Verdict(code, step.Limited)
 }
 
 // undisturbed fails if somebody else has sent a signal to the container: a

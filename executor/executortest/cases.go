@@ -38,6 +38,10 @@ var cases = []testCase{
 	{"MountFlags", testMountFlags},
 	{"MountForeignFiles", testMountForeignFiles},
 	{"MountMissing", testMountMissing},
+	{"MountNested", testMountNested},
+	{"MountNestedOrder", testMountNestedOrder},
+	{"MountNestedLink", testMountNestedLink},
+	{"MountOverlay", testMountOverlay},
 
 	{"CancelTerm", testCancelTerm},
 	{"CancelKill", testCancelKill},
@@ -50,7 +54,10 @@ var cases = []testCase{
 	{"OutOfMemorySurvived", testOutOfMemorySurvived},
 	{"ForkBomb", testForkBomb},
 	{"TooManyProcesses", testTooManyProcesses},
+	{"TooManyProcessesChild", testTooManyProcessesChild},
 	{"TooManyProcessesSurvived", testTooManyProcessesSurvived},
+	{"LimitThenCancel", testLimitThenCancel},
+	{"Background", testBackground},
 	{"CPUs", testCPUs},
 	{"TmpBounded", testTmpBounded},
 

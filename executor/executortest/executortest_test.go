@@ -27,10 +27,11 @@ const (
 func notApplicable() map[string]string {
 	why := make(map[string]string)
 	for reason, names := range map[string][]string{
-		noLimits: {"OutOfMemory", "OutOfMemoryChild", "OutOfMemorySurvived", "ForkBomb", "TooManyProcesses", "TooManyProcessesSurvived", "CPUs", "TmpBounded"},
+		noLimits: {"OutOfMemory", "OutOfMemoryChild", "OutOfMemorySurvived", "ForkBomb", "TooManyProcesses", "TooManyProcessesChild", "TooManyProcessesSurvived",
+			"LimitThenCancel", "Background", "CPUs", "TmpBounded"},
 		noSandbox: {"NoNetwork", "NoHostLoopback", "NoAbstractSocket", "Unprivileged", "SetuidPowerless", "RootReadOnly", "TmpUsable", "NoSys",
 			"ProcMasked", "Devices", "OwnProcessesOnly", "SyscallsDenied"},
-		noMounts:  {"MountReadOnly", "MountWritable", "MountForeignFiles", "MountFlags", "MountMissing", "OutputAsItAppears", "CancelBefore"},
+		noMounts:  {"MountReadOnly", "MountWritable", "MountForeignFiles", "MountFlags", "MountMissing", "MountNested", "MountOverlay", "OutputAsItAppears", "CancelBefore"},
 		noOrphans: {"ReapAfterKill"},
 	} {
 		for _, name := range names {

@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/executor/sandbox"
 )
 
 // A Fake is an executor without a container runtime, for the tests of the
@@ -50,7 +51,7 @@ var _ executor.Executor = (*Fake)(nil)
 
 // A Process is what a Script sees of a step.
 type Process struct {
-	executor.Step        // Stdout and Stderr are never nil
+	executor.Step        // Stdout, Stderr and Limited are never nil
 	DoorAddr      string // where the step's Door listens; "" if it has none
 }
 
@@ -78,7 +79,13 @@ func (f *Fake) Run(ctx context.Context, step executor.Step) error {
 	case ctx.Err() != nil:
 		return canceled(ctx)
 	}
+	if err := sandbox.CheckMounts(step.Mounts); err != nil {
+		return err
+	}
 	p := Process{Step: step}
+	if p.Limited == nil {
+		p.Limited = func(error) {}
+	}
 	var writing sync.Mutex // the writers may be one
 	p.Stdout, p.Stderr = &lockedWriter{&writing, step.Stdout}, &lockedWriter{&writing, step.Stderr}
 	if step.Door != nil {

@@ -1,8 +1,12 @@
 package executortest
 
 import (
+	"context"
 	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,16 +43,24 @@ func testOutOfMemoryChild(r *run) {
 	if exit, ok := errors.AsType[*executor.ExitError](err); ok && exit.Code != 2 {
 		r.Errorf("exit status %d, want 2", exit.Code)
 	}
-	// The same limits and status without the kill.
-	step = r.step("exit 2")
-	step.Limits = small
-	_, _, err = r.run(r.Context(), step)
-	r.exits(err, 2)
+	// The same limits without the kill.
+	for _, code := range []int{0, 2} {
+		step = r.step("exit " + strconv.Itoa(code))
+		step.Limits = small
+		check := r.limited(&step)
+		if _, _, err = r.run(r.Context(), step); code != 0 {
+			r.exits(err, code)
+		} else if err != nil {
+			r.Errorf("Run = %v", err)
+		}
+		check()
+	}
 }
 
 func testOutOfMemorySurvived(r *run) {
 	step := r.step(eat + " || echo killed; exit 0")
 	step.Limits = small
+	defer r.limited(&step, executor.ErrOutOfMemory)()
 	if out := r.output(step); out != "killed\n" {
 		r.Errorf("stdout %q: the command was not killed", out)
 	}
@@ -78,9 +90,118 @@ func testTooManyProcessesSurvived(r *run) {
 	step := r.step("probe fork 200; exit 0")
 	step.Limits = small
 	step.Limits.Memory = 256 << 20
+	check := r.limited(&step, executor.ErrTooManyProcesses)
 	if out := r.output(step); strings.Contains(out, "forked") {
 		r.Errorf("stdout %q: nothing was refused", out)
 	}
+	check()
+	// Nobody need want to know.
+	step.Limited = nil
+	r.output(step)
+}
+
+// limited makes step note what it tells of limits. check compares that.
+func (r *run) limited(step *executor.Step, want ...error) (check func()) {
+	var got []error
+	step.Limited = func(limit error) { got = append(got, limit) }
+	return func() {
+		r.Helper()
+		if !slices.Equal(got, want) {
+			r.Errorf("Limited was told %v, want %v", got, want)
+		}
+	}
+}
+
+// As make and go do: the first ends with a status of its own, both at once, and
+// their cgroup with them.
+func testTooManyProcessesChild(r *run) {
+	for _, script := range []string{"probe fork 200 || exit 2", "probe threads 200", ":|:|:|:|:|:|:|:|:|:|:|: || exit 2; exit 2"} {
+		step := r.step(script)
+		step.Limits = executor.Limits{Pids: 10}
+		check := r.limited(&step)
+		for range 3 {
+			_, _, err := r.run(r.Context(), step)
+			r.exceeds(err, executor.ErrTooManyProcesses)
+			if exit, ok := errors.AsType[*executor.ExitError](err); ok && exit.Code != 2 {
+				r.Errorf("%s: exit status %d, want 2", script, exit.Code)
+			}
+		}
+		check()
+	}
+}
+
+// What ends the step is what Run returns.
+func testLimitThenCancel(r *run) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	step := r.step("trap 'exit 0' TERM; " + eat + "; echo killed; while :; do sleep 0.05; done")
+	step.Limits = small
+	check := r.limited(&step)
+	wait := r.start(ctx, step, "killed\n")
+	cancel(errGone)
+	_, err := wait()
+	r.canceledBy(err, errGone)
+	if errors.Is(err, executor.ErrOutOfMemory) {
+		r.Errorf("Run = %v", err)
+	}
+	check()
+}
+
+func testBackground(r *run) {
+	for _, background := range []bool{false, true} {
+		step := r.step("ionice -p $$; echo ready; while ! test -e /go/end; do sleep 0.05; done")
+		step.Background = background
+		step.Env = []string{"STEP=" + step.ID}
+		dir := r.writableDir()
+		step.Mounts = mountAt("/go", dir, true)
+		wait := r.start(r.Context(), step, "ready\n")
+		weight := r.cpuWeight(step.Env[0])
+		if err := os.WriteFile(filepath.Join(dir, "end"), nil, 0o644); err != nil {
+			r.Fatal(err)
+		}
+		out, err := wait()
+		if err != nil || strings.HasPrefix(out, "idle") != background {
+			r.Errorf("Background %v: %v, ionice says %q", background, err, out)
+		}
+		if least := weight == "2" || weight == "1"; least != background {
+			r.Errorf("Background %v: weight %s", background, weight)
+		}
+	}
+}
+
+// cpuWeight returns the weight of the cgroup of a process of the host that has
+// variable in its environment, on a scale whose least is 2 on cgroup v1 and 1
+// on v2.
+func (r *run) cpuWeight(variable string) string {
+	r.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, f := range files {
+		env, err := os.ReadFile(f)
+		if err != nil || !slices.Contains(strings.Split(string(env), "\x00"), variable) {
+			continue
+		}
+		cgroups, err := os.ReadFile(filepath.Join(filepath.Dir(f), "cgroup"))
+		if err != nil {
+			continue // it has ended: another one of the step
+		}
+		for line := range strings.Lines(string(cgroups)) {
+			_, place, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+			controllers, dir, _ := strings.Cut(place, ":")
+			for _, file := range []string{
+				filepath.Join("/sys/fs/cgroup", controllers, dir, "cpu.shares"),
+				filepath.Join("/sys/fs/cgroup", dir, "cpu.weight"),
+			} {
+				if b, err := os.ReadFile(file); err == nil {
+					return strings.TrimSpace(string(b))
+				}
+			}
+		}
+	}
+	r.Fatal("no process with " + variable + " has a cgroup with a weight")
+	return ""
 }
 
 func testCPUs(r *run) {

@@ -1,10 +1,15 @@
 package executortest
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/monochromegane/cargo/executor"
 )
@@ -94,4 +99,155 @@ func testMountMissing(r *run) {
 	step.Mounts = mountAt("/go", filepath.Join(r.TempDir(), "missing"), true)
 	_, _, err := r.run(r.Context(), step)
 	r.fault(err)
+}
+
+// The inner mounts hide what the outer has in their places, and only there.
+func testMountNested(r *run) {
+	outer, cache, modules := r.writableDir(), r.writableDir(), r.writableDir()
+	for _, d := range []string{"cache", "pkg", "pkg/mod"} {
+		if err := os.Mkdir(filepath.Join(outer, d), 0o755); err != nil {
+			r.Fatal(err)
+		}
+	}
+	for file, dir := range map[string]string{"cache/hidden": outer, "pkg/seen": outer, "inner": modules} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(file+"\n"), 0o644); err != nil {
+			r.Fatal(err)
+		}
+	}
+	step := r.step("cat /go/pkg/seen /go/pkg/mod/inner; cat /go/cache/hidden; touch /go/cache/new; touch /go/pkg/mod/new && echo works; exit 0")
+	step.Mounts = slices.Concat(mountAt("/go", outer, false), mountAt("/go/cache", cache, false), mountAt("/go/pkg/mod", modules, true))
+	if out := r.output(step); out != "pkg/seen\ninner\n" {
+		r.Errorf("stdout %q", out)
+	}
+	if _, err := os.Stat(filepath.Join(cache, "new")); err != nil {
+		r.Error(err)
+	}
+}
+
+func testMountNestedOrder(r *run) {
+	dir := r.writableDir()
+	if err := os.Mkdir(filepath.Join(dir, "cache"), 0o755); err != nil {
+		r.Fatal(err)
+	}
+	for _, target := range []string{"/go", "/go/cache", "/go/cache/"} {
+		step := r.step("exit 0")
+		step.Mounts = append(mountAt("/go/cache", dir, false), mountAt(target, dir, false)...)
+		_, _, err := r.run(r.Context(), step)
+		r.fault(err)
+	}
+}
+
+// An earlier step has replaced the place of a mount: by a way out of the tree,
+// which nothing may be mounted at the end of, or by nothing to mount on.
+func testMountNestedLink(r *run) {
+	for name, replace := range map[string]func(place string) error{
+		"root":    func(p string) error { return os.Symlink("/", p) },
+		"above":   func(p string) error { return os.Symlink("../../../../../../../../..", p) },
+		"proc":    func(p string) error { return os.Symlink("/proc", p) },
+		"inside":  func(p string) error { return os.Symlink("other", p) },
+		"itself":  func(p string) error { return os.Symlink("mod", p) },
+		"file":    func(p string) error { return os.WriteFile(p, nil, 0o644) },
+		"pipe":    func(p string) error { return syscall.Mkfifo(p, 0o644) },
+		"nothing": func(string) error { return nil },
+		"linked above": func(p string) error {
+			return errors.Join(os.Remove(filepath.Dir(p)), os.Symlink("other", filepath.Dir(p)))
+		},
+	} {
+		outer := r.writableDir()
+		for _, d := range []string{"pkg", "pkg/other", "other", "other/mod"} {
+			if d == "pkg/other" && name == "linked above" {
+				continue
+			}
+			if err := os.Mkdir(filepath.Join(outer, d), 0o777); err != nil {
+				r.Fatal(err)
+			}
+		}
+		if err := replace(filepath.Join(outer, "pkg/mod")); err != nil {
+			r.Fatal(err)
+		}
+		step := r.step("echo ran")
+		step.Mounts = append(mountAt("/go", outer, false), mountAt("/go/pkg/mod", r.writableDir(), false)...)
+		out, _, err := r.run(r.Context(), step)
+		if !errors.Is(err, executor.ErrMount) || out != "" {
+			r.Errorf("%s: Run = %v, stdout %q, want %v", name, err, out, executor.ErrMount)
+		}
+	}
+}
+
+// A build's tree and its cache are overlays on a file system in a file, mounted
+// after the runtime was started; Run leaves nothing that keeps them.
+func testMountOverlay(r *run) {
+	disk := r.disk()
+	layer := r.writableDir()
+	if err := os.WriteFile(filepath.Join(layer, "layer"), []byte("shared\n"), 0o444); err != nil {
+		r.Fatal(err)
+	}
+	tree, cache := r.overlay(disk, "tree", layer), r.overlay(disk, "cache", layer)
+	if err := os.Mkdir(filepath.Join(tree, "cache"), 0o755); err != nil {
+		r.Fatal(err)
+	}
+	step := r.step("cat /go/layer /go/cache/layer; echo own >/go/cache/new; rm -f /go/cache/layer; mv /go/layer /go/moved; ls /go /go/cache; stat -c %u /go /go/cache/new; id -u")
+	step.Mounts = append(mountAt("/go", tree, false), mountAt("/go/cache", cache, false)...)
+	out := r.output(step)
+	const want = "shared\nshared\n/go:\ncache\nmoved\n\n/go/cache:\nnew\n"
+	users, ok := strings.CutPrefix(out, want)
+	if f := strings.Fields(users); !ok || len(f) != 3 || f[0] != f[2] || f[1] != f[2] {
+		r.Errorf("stdout %q, want %q and three times the step's own user", out, want)
+	}
+	if b, err := os.ReadFile(filepath.Join(cache, "new")); err != nil || string(b) != "own\n" {
+		r.Errorf("on the host: %q, %v", b, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(layer, "layer")); err != nil || string(b) != "shared\n" {
+		r.Errorf("the layer: %q, %v", b, err)
+	}
+	for _, dir := range []string{tree, cache, disk} {
+		if err := unix.Unmount(dir, 0); err != nil {
+			r.Errorf("unmount %s: %v", dir, err)
+		}
+	}
+}
+
+// disk mounts a small file system of its own.
+func (r *run) disk() string {
+	r.Helper()
+	if os.Getuid() != 0 {
+		r.Skip("needs root to mount")
+	}
+	dir := r.writableDir()
+	image := filepath.Join(r.TempDir(), "image")
+	for _, args := range [][]string{
+		{"truncate", "-s", "16M", image},
+		{"mkfs.ext4", "-q", "-F", image},
+		{"mount", "-o", "loop,nosuid,nodev,noatime", image, dir},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			r.Fatalf("%q: %v: %s", args, err, out)
+		}
+	}
+	r.unmountAtEnd(dir)
+	return dir
+}
+
+// overlay mounts an overlay on layer whose upper directory is on disk.
+func (r *run) overlay(disk, name, layer string) string {
+	r.Helper()
+	var dirs []string
+	for _, part := range []string{"upper", "work"} {
+		dir := filepath.Join(disk, name+"-"+part)
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, executor.HostUID, executor.HostUID)); err != nil {
+			r.Fatal(err)
+		}
+		dirs = append(dirs, dir)
+	}
+	merged := r.writableDir()
+	options := "lowerdir=" + layer + ",upperdir=" + dirs[0] + ",workdir=" + dirs[1]
+	if err := unix.Mount("overlay", merged, "overlay", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOATIME, options); err != nil {
+		r.Fatal(err)
+	}
+	r.unmountAtEnd(merged)
+	return merged
+}
+
+func (r *run) unmountAtEnd(dir string) {
+	r.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // where the test has failed
 }

@@ -19,9 +19,14 @@ const Hostname = "build"
 // machine runs out of memory.
 const OOMScoreAdj = 500
 
-// CPUShares is the weight of a step against everything else on the machine,
-// half of what a process has by default.
-const CPUShares = 512
+// CPUShares returns the weight of a step's cgroup against its neighbours: half
+// of the default, and in the background the least that there is.
+func CPUShares(background bool) int64 {
+	if background {
+		return 2
+	}
+	return 512
+}
 
 // maxFile bounds one file that a step writes, in bytes. The disk as a whole is
 // bounded by whoever provides the step's mounts.

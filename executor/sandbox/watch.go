@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/monochromegane/cargo/executor"
 )
 
 // period is how often the counters are read when no event says that one of
@@ -85,6 +87,36 @@ func (c *Counters) OutOfMemory() bool { return c.oom.Load() }
 // TooManyProcesses reports whether the kernel has refused the cgroup a process
 // or thread.
 func (c *Counters) TooManyProcesses() bool { return c.pids.Load() }
+
+// Verdict returns what executor.Executor.Run must for a command that exited
+// with status code and was not canceled, having told limited, if it is not nil,
+// what must be told of a command that succeeded. It is final as the methods
+// above are.
+func (c *Counters) Verdict(code int, limited func(limit error)) error {
+	var limits []error
+	if c.OutOfMemory() {
+		limits = append(limits, executor.ErrOutOfMemory)
+	}
+	if c.TooManyProcesses() {
+		limits = append(limits, executor.ErrTooManyProcesses)
+	}
+	if code == 0 {
+		for _, l := range limits {
+			if limited != nil {
+				limited(l)
+			}
+		}
+		return nil
+	}
+	exit := &executor.ExitError{Code: code}
+	if len(limits) > 0 {
+		return &executor.LimitError{Limit: limits[0], Exit: exit}
+	}
+	return exit
+}
+
+// NoteOutOfMemory makes OutOfMemory true: the runtime has seen a kill.
+func (c *Counters) NoteOutOfMemory() { c.oom.Store(true) }
 
 // Close reads the counters a last time, if the cgroup is still there, and
 // stops following them. What the methods report stays valid, and is final once

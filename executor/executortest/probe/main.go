@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -42,6 +43,8 @@ func main() {
 		spin(time.Duration(number(args[0])) * time.Millisecond)
 	case "syscalls":
 		syscalls()
+	case "threads":
+		threads(number(args[0]))
 	default:
 		fail("unknown command " + os.Args[1])
 	}
@@ -129,6 +132,20 @@ func fork(n int) {
 		}
 	}
 	fmt.Println("forked", n)
+}
+
+// threads starts n threads. Where one is refused, the Go runtime ends the
+// program with status 2, as it does the go command.
+func threads(n int) {
+	for range n {
+		go func() {
+			runtime.LockOSThread()
+			select {}
+		}()
+		runtime.Gosched()
+	}
+	time.Sleep(10 * time.Second)
+	fmt.Println("started", n)
 }
 
 // interfaces prints those network interfaces that are up, with their addresses.
