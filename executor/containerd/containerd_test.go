@@ -22,6 +22,23 @@ func TestExecutor(t *testing.T) {
 	})
 }
 
+func TestProbeFiles(t *testing.T) {
+	address := daemon(t)
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	executortest.TestProbeFiles(t, func(t *testing.T, owner string) executortest.Harness { return harness(t, address, owner) })
+}
+
+// In containerd's own mount namespace it takes no container.
+func TestProbeFilesHere(t *testing.T) {
+	daemon(t)
+	e := open(t, containerd.Options{Owner: "no-container"})
+	if err := e.ProbeFiles(t.Context(), executor.Image{Ref: "none"}, t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}
+
 // daemon returns the address of the machine's containerd, and skips the test
 // if there is none.
 func daemon(t testing.TB) string {

@@ -27,21 +27,24 @@ import (
 
 func TestConformance(t *testing.T) {
 	requireDocker(t)
-	executortest.Test(t, func(t *testing.T, owner string) executortest.Harness {
-		e := newExecutor(t, docker.Options{Owner: owner})
-		img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return executortest.Harness{
-			Executor:  e,
-			Image:     img,
-			Leftovers: func(t *testing.T) []string { return containers(t, owner) },
-			NotApplicable: map[string]string{
-				"MountFlags": "the Docker API has no nosuid and nodev for a bind mount; see the package's comment",
-			},
-		}
-	})
+	executortest.Test(t, harness)
+}
+
+func harness(t *testing.T, owner string) executortest.Harness {
+	t.Helper()
+	e := newExecutor(t, docker.Options{Owner: owner})
+	img, err := e.EnsureImage(t.Context(), executortest.Archive(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return executortest.Harness{
+		Executor:  e,
+		Image:     img,
+		Leftovers: func(t *testing.T) []string { return containers(t, owner) },
+		NotApplicable: map[string]string{
+			"MountFlags": "the Docker API has no nosuid and nodev for a bind mount; see the package's comment",
+		},
+	}
 }
 
 // BenchmarkRun is what a container costs: its command does nothing.
