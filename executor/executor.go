@@ -67,6 +67,13 @@ type Step struct {
 	// ErrTooManyProcesses or both one after the other, if the kernel counted
 	// such an event in a command that exited with status 0 all the same.
 	Limited func(limit error)
+
+	// Exited, if not nil, is called before Run removes what it created, with
+	// what Run will return if the removal succeeds, if that is nil or wraps an
+	// *ExitError. No process of the step runs any more, its door is closed, and
+	// Stdout and Stderr receive no further write: the mounts may be read while
+	// the removal, which waits for Exited, goes on.
+	Exited func(err error)
 }
 
 // DoorAddr is where a step finds its Door.

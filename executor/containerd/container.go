@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
@@ -80,11 +81,7 @@ func (e *Executor) remove(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
 	err := retry(ctx, func() error {
-		c, err := e.client.LoadContainer(ctx, id)
-		if err != nil {
-			return unlessMissing(err)
-		}
-		if err := removeTask(ctx, c); err != nil {
+		if err := e.removeTask(ctx, id); err != nil {
 			return err
 		}
 		// The record goes last, as it came first.
@@ -99,7 +96,15 @@ func (e *Executor) remove(ctx context.Context, id string) error {
 	return nil
 }
 
-func removeTask(ctx context.Context, c client.Container) error {
+// removeTask removes the task of container id, which has ended as a rule.
+func (e *Executor) removeTask(ctx context.Context, id string) error {
+	if _, err := e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id}); err == nil {
+		return nil
+	}
+	c, err := e.client.LoadContainer(ctx, id)
+	if err != nil {
+		return unlessMissing(err)
+	}
 	task, err := c.Task(ctx, nil)
 	if err != nil {
 		return unlessMissing(err)

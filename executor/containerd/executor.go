@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -74,7 +75,8 @@ type Executor struct {
 	log       *slog.Logger
 	quiet     *log.Entry
 
-	ensuring sync.Mutex // one import or pull at a time
+	ensuring  sync.Mutex                // one import or pull at a time
+	lastImage atomic.Pointer[imageInfo] // of the last step, mostly that of the next, too
 }
 
 var _ executor.Executor = (*Executor)(nil)

@@ -192,6 +192,7 @@ func (e *Executor) unpacked(ctx context.Context, img client.Image, progress prog
 
 // An imageInfo is what a container takes from an image.
 type imageInfo struct {
+	digest   digest.Digest // of the manifest: all else follows from it
 	env      []string
 	snapshot string // of its uppermost layer
 }
@@ -204,6 +205,10 @@ func (e *Executor) lookup(ctx context.Context, ref string) (imageInfo, error) {
 	if err != nil {
 		return imageInfo{}, err
 	}
+	target := img.Target().Digest
+	if last := e.lastImage.Load(); last != nil && last.digest == target {
+		return *last, nil
+	}
 	layers, err := img.RootFS(ctx)
 	if err != nil {
 		return imageInfo{}, err
@@ -212,7 +217,9 @@ func (e *Executor) lookup(ctx context.Context, ref string) (imageInfo, error) {
 	if err != nil {
 		return imageInfo{}, err
 	}
-	return imageInfo{env: config.Config.Env, snapshot: identity.ChainID(layers).String()}, nil
+	info := imageInfo{digest: target, env: config.Config.Env, snapshot: identity.ChainID(layers).String()}
+	e.lastImage.Store(&info)
+	return info, nil
 }
 
 func noImage(ref string, err error) error {

@@ -56,7 +56,9 @@ func (e *Executor) Run(ctx context.Context, step executor.Step) (err error) {
 	if err != nil {
 		return e.fault("create task of step "+step.ID, err)
 	}
-	return e.runTask(ctx, creating, task, step)
+	err = e.runTask(ctx, creating, task, step)
+	sandbox.TellExited(step, err)
+	return err
 }
 
 // runTask runs a task whose process exists and has its namespaces, but is not

@@ -43,7 +43,9 @@ func (e *Executor) Run(ctx context.Context, step executor.Step) (err error) {
 			err = errors.Join(err, rerr)
 		}
 	}()
-	return e.attend(ctx, id, step)
+	err = e.attend(ctx, id, step)
+	sandbox.TellExited(step, err)
+	return err
 }
 
 // ended is the error of a step whose ctx ended before its command did.

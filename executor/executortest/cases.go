@@ -15,6 +15,8 @@ var cases = []testCase{
 	{"CommandMissing", testCommandMissing},
 	{"ImageMissing", testImageMissing},
 	{"LeftRunning", testLeftRunning},
+	{"Exited", testExited},
+	{"ExitedNot", testExitedNot},
 
 	{"Args", testArgs},
 	{"Env", testEnv},

@@ -82,6 +82,13 @@ func (f *Fake) Run(ctx context.Context, step executor.Step) error {
 	if err := sandbox.CheckMounts(step.Mounts); err != nil {
 		return err
 	}
+	err := f.play(ctx, step)
+	sandbox.TellExited(step, err)
+	return err
+}
+
+// play runs a step that may run.
+func (f *Fake) play(ctx context.Context, step executor.Step) error {
 	p := Process{Step: step}
 	if p.Limited == nil {
 		p.Limited = func(error) {}

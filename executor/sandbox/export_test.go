@@ -2,7 +2,7 @@ package sandbox
 
 // WatchAt is Watch with another root of the cgroup mounts and the content of
 // the process's /proc/PID/cgroup.
-var WatchAt = watch
+func WatchAt(root string, member []byte) (*Counters, error) { return watch(root, member, nil) }
 
 // What parses what the kernel writes.
 var (

@@ -10,14 +10,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/monochromegane/cargo/executor"
 )
 
-// period is how often the counters are read when no event says that one of
-// them has changed. On cgroup v1 there is no event for a kill, and since Linux
-// 6.11 none for a refused process.
-const period = 10 * time.Millisecond
+// period is how often the counters are read while nothing says that one of
+// them has changed: on cgroup v1 there is no event for a kill, and since Linux
+// 6.11 none for a refused process. What counts is the end of the process, which
+// is an event: all that was counted is read then.
+const period = time.Second
 
 // Counters follow the memory and process limits of one cgroup.
 type Counters struct {
@@ -30,41 +29,46 @@ type Counters struct {
 
 // Watch follows the cgroup of process pid from now on, until the cgroup is
 // removed or Close is called, whichever is first. The cgroup may be removed at
-// any time after its last process has ended, so Watch must be called while pid
-// runs. It knows cgroup v1 and v2, mounted where every distribution mounts
+// any time after its last process has ended, so Watch must be called while pid,
+// the last to end, runs. It knows cgroup v1 and v2, mounted where every distribution mounts
 // them. The caller must call Close.
 //
 // What happens just before the removal may come too late to be read. Then the
 // kernel's log tells, if this program may read it and the kernel has not
 // suppressed the message: if the runtime has an opinion of its own, ask it, too.
 func Watch(pid int) (*Counters, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_open: %w", err)
+	}
+	process := os.NewFile(uintptr(fd), "pidfd")
 	member, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, process.Close())
 	}
-	return watch("/sys/fs/cgroup", member)
+	return watch("/sys/fs/cgroup", member, process)
 }
 
 // watch follows the cgroup that member, the content of a /proc/PID/cgroup,
-// names beneath root.
-func watch(root string, member []byte) (_ *Counters, err error) {
-	g, err := membership(root, member)
-	if err != nil {
-		return nil, err
-	}
-	c := new(Counters)
-	w := &watcher{
-		sources: []*source{
-			{cgroup: g.memory.cgroup, key: "oom_kill", logged: isKill, hit: &c.oom},
-			{cgroup: g.pids.cgroup, key: "max", logged: isRefusal, hit: &c.pids},
-		},
-		log: openKernelLog(),
-	}
+// names beneath root. process, which watch closes and which may be nil, becomes
+// readable when the process ends.
+func watch(root string, member []byte, process *os.File) (_ *Counters, err error) {
+	w := &watcher{process: process}
 	defer func() {
 		if err != nil {
 			w.close()
 		}
 	}()
+	g, err := membership(root, member)
+	if err != nil {
+		return nil, err
+	}
+	c := new(Counters)
+	w.sources = []*source{
+		{cgroup: g.memory.cgroup, key: "oom_kill", logged: isKill, hit: &c.oom},
+		{cgroup: g.pids.cgroup, key: "max", logged: isRefusal, hit: &c.pids},
+	}
+	w.log = openKernelLog()
 	for i, path := range []string{g.memory.file, g.pids.file} {
 		if w.sources[i].file, err = os.Open(path); err != nil {
 			return nil, err
@@ -87,33 +91,6 @@ func (c *Counters) OutOfMemory() bool { return c.oom.Load() }
 // TooManyProcesses reports whether the kernel has refused the cgroup a process
 // or thread.
 func (c *Counters) TooManyProcesses() bool { return c.pids.Load() }
-
-// Verdict returns what executor.Executor.Run must for a command that exited
-// with status code and was not canceled, having told limited, if it is not nil,
-// what must be told of a command that succeeded. It is final as the methods
-// above are.
-func (c *Counters) Verdict(code int, limited func(limit error)) error {
-	var limits []error
-	if c.OutOfMemory() {
-		limits = append(limits, executor.ErrOutOfMemory)
-	}
-	if c.TooManyProcesses() {
-		limits = append(limits, executor.ErrTooManyProcesses)
-	}
-	if code == 0 {
-		for _, l := range limits {
-			if limited != nil {
-				limited(l)
-			}
-		}
-		return nil
-	}
-	exit := &executor.ExitError{Code: code}
-	if len(limits) > 0 {
-		return &executor.LimitError{Limit: limits[0], Exit: exit}
-	}
-	return exit
-}
 
 // NoteOutOfMemory makes OutOfMemory true: the runtime has seen a kill.
 func (c *Counters) NoteOutOfMemory() { c.oom.Store(true) }
@@ -155,15 +132,19 @@ func (s *source) read() {
 // A watcher is what the goroutine of Counters works with.
 type watcher struct {
 	sources []*source
+	process *os.File
 	stopped *os.File
 	log     *kernelLog
 }
 
-// follow reads the counters after every event, at least once each period, and
-// a last time after the other end of stopped is closed. It returns earlier
-// when the cgroup is gone.
+// follow reads the counters after every event, the end of the process above
+// all, at least once each period, and a last time after the other end of
+// stopped is closed. It returns earlier when the cgroup is gone.
 func (w *watcher) follow() {
-	fds := []unix.PollFd{{Fd: int32(w.stopped.Fd())}}
+	fds := []unix.PollFd{{Fd: int32(w.stopped.Fd())}, {Fd: -1, Events: unix.POLLIN}}
+	if w.process != nil {
+		fds[1].Fd = int32(w.process.Fd())
+	}
 	for _, s := range w.sources {
 		fds = append(fds, unix.PollFd{Fd: int32(s.file.Fd()), Events: unix.POLLPRI})
 	}
@@ -186,6 +167,9 @@ func (w *watcher) follow() {
 		if fds[0].Revents != 0 {
 			return
 		}
+		if fds[1].Revents != 0 {
+			fds[1].Fd = -1 // it stays readable
+		}
 		if _, err := unix.Poll(fds, int(period/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
@@ -198,8 +182,10 @@ func (w *watcher) close() {
 			s.file.Close()
 		}
 	}
-	if w.stopped != nil {
-		w.stopped.Close()
+	for _, f := range []*os.File{w.process, w.stopped} {
+		if f != nil {
+			f.Close()
+		}
 	}
 	w.log.close()
 }
