@@ -12,11 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// period is how often the counters are read while nothing says that one of
-// them has changed: on cgroup v1 there is no event for a kill, and since Linux
-// 6.11 none for a refused process. What counts is the end of the process, which
-// is an event: all that was counted is read then.
-const period = time.Second
+// How often the counters are read while nothing says that one of them has
+// changed: on cgroup v1 there is no event for a kill, and since Linux 6.11 none
+// for a refused process. The end of the process is an event, but on a busy
+// machine its cgroup may be gone before it is heard of: where the kernel's log
+// cannot be asked then, the counters are read more often before.
+const (
+	period        = 100 * time.Millisecond
+	periodWithout = 10 * time.Millisecond
+)
 
 // Counters follow the memory and process limits of one cgroup.
 type Counters struct {
@@ -138,7 +142,7 @@ type watcher struct {
 }
 
 // follow reads the counters after every event, the end of the process above
-// all, at least once each period, and a last time after the other end of
+// all, at least once each period and a last time after the other end of
 // stopped is closed. It returns earlier when the cgroup is gone.
 func (w *watcher) follow() {
 	fds := []unix.PollFd{{Fd: int32(w.stopped.Fd())}, {Fd: -1, Events: unix.POLLIN}}
@@ -147,6 +151,10 @@ func (w *watcher) follow() {
 	}
 	for _, s := range w.sources {
 		fds = append(fds, unix.PollFd{Fd: int32(s.file.Fd()), Events: unix.POLLPRI})
+	}
+	timeout := int(period / time.Millisecond)
+	if w.log == nil {
+		timeout = int(periodWithout / time.Millisecond)
 	}
 	for {
 		gone := false
@@ -170,7 +178,7 @@ func (w *watcher) follow() {
 		if fds[1].Revents != 0 {
 			fds[1].Fd = -1 // it stays readable
 		}
-		if _, err := unix.Poll(fds, int(period/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
 	}
