@@ -2,6 +2,7 @@ package gitsrc
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,8 @@ const maxTagChain = 5
 // apart. Whoever reads dir must not follow links out of it.
 //
 // Every file and directory has the time of the commit (held between 1980 and
-// now): the same source is the same bytes in every archive made of it, git
+// now), with a fraction of the second that is the commit's own: the same source
+// is the same bytes in every archive made of it that counts in seconds, git
 // sees nothing modified, and make finds no file older than another, so that
 // generated files that are committed are not made again by chance.
 //
@@ -85,7 +87,7 @@ func (s *Source) fetch(ctx context.Context, repo build.Repository, ref Ref, tok 
 	}
 	c := &checkout{
 		output: out, ctx: ctx, pack: p, root: root, limits: s.limits,
-		mtime: fileTime(head.time),
+		mtime: fileTime(head.time, t.commit, time.Now()),
 		tree:  &Tree{Commit: ref.Commit, Time: head.time, tracked: make(map[string]struct{}), ignores: make(ignores)},
 	}
 	if err := c.write(head.tree); err != nil {
@@ -197,16 +199,28 @@ func (p *pack) commit(ctx context.Context, t tip) (commit, error) {
 	return commit{}, refuse("%s is a tag of a tag of a tag, and so on", t.name)
 }
 
-// fileTime is the time that files get: make and zip are at odds with the rest.
-func fileTime(commit time.Time) time.Time {
-	first := time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
-	if commit.Before(first) {
-		return first
+// fileTime is the time that every file and directory of a tree gets: the
+// second is the commit's, since make and zip are at odds with before 1980 and
+// with times to come; the fraction is made of the commit's id. It is there for
+// the go command, which keeps an index of each package directory (imports,
+// build constraints) in GOCACHE under the names, sizes and times of its files.
+// Commits of the same second are common, rebased or written by a script: where
+// one changes an import to another of the same length, it would be built with
+// the imports of the other. make sees equal times, and git compares seconds
+// only (gitConfig). The go command keeps no index of files younger than 2 s.
+func fileTime(commit time.Time, id plumbing.Hash, now time.Time) time.Time {
+	t := commit.Truncate(time.Second)
+	if first := time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC); t.Before(first) {
+		t = first
 	}
-	if now := time.Now().Truncate(time.Second); commit.After(now) {
-		return now
+	if this := now.Truncate(time.Second); t.After(this) {
+		t = this
 	}
-	return commit
+	t = t.Add(time.Duration(binary.BigEndian.Uint32(id[:]) % 1e9))
+	if t.After(now) { // a second earlier, because now itself could be the time of two commits
+		t = t.Add(-time.Second)
+	}
+	return t
 }
 
 func checkEmpty(root *os.Root) error {

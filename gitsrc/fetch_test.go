@@ -68,8 +68,8 @@ func TestFetchWritesTheTree(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if d.Type() != fs.ModeSymlink && !info.ModTime().Equal(gitsrctest.Epoch) {
-			t.Errorf("%q has time %v, want the commit's", name, info.ModTime())
+		if mtime := info.ModTime(); d.Type() != fs.ModeSymlink && (!mtime.Truncate(time.Second).Equal(gitsrctest.Epoch) || !mtime.Equal(mtimeOf(t, dir))) {
+			t.Errorf("%q has time %v, want the commit's second, and the time of the whole tree, %v", name, mtime, mtimeOf(t, dir))
 		}
 		switch d.Type() {
 		case fs.ModeDir:
@@ -347,17 +347,67 @@ func TestFetchTimes(t *testing.T) {
 	if !past.Time.Equal(time.Unix(1e9, 0)) || past.Time.Location() != time.UTC {
 		t.Errorf("Time = %v", past.Time)
 	}
-	if info, err := os.Stat(filepath.Join(dir, "f")); err != nil || !info.ModTime().Equal(past.Time) {
-		t.Errorf("f has time %v, %v", info.ModTime(), err)
+	if got := mtimeOf(t, filepath.Join(dir, "f")); !got.Truncate(time.Second).Equal(past.Time) {
+		t.Errorf("f has time %v, want the second %v", got, past.Time)
+	}
+	_, _, again := fetch(t, s, "past")
+	if a, b := mtimeOf(t, filepath.Join(dir, "f")), mtimeOf(t, filepath.Join(again, "f")); !a.Equal(b) {
+		t.Errorf("the same commit gives %v and %v", a, b)
 	}
 	_, _, dir = fetch(t, s, "zero")
-	if info, _ := os.Stat(filepath.Join(dir, "f")); info.ModTime().Year() != 1980 {
-		t.Errorf("f has time %v, want 1980", info.ModTime())
+	if got := mtimeOf(t, filepath.Join(dir, "f")).UTC(); got.Year() != 1980 {
+		t.Errorf("f has time %v, want 1980", got)
 	}
 	_, _, dir = fetch(t, s, "future")
-	if info, _ := os.Stat(filepath.Join(dir, "f")); info.ModTime().After(time.Now()) {
-		t.Errorf("f has time %v, which is to come", info.ModTime())
+	if got := mtimeOf(t, filepath.Join(dir, "f")); time.Since(got) < 0 || time.Since(got) > time.Minute {
+		t.Errorf("f has time %v, want about now, and not what is to come", got)
 	}
+}
+
+// Or the go command would take one's index of a package for the other's.
+func TestFetchTellsCommitsOfOneSecondApart(t *testing.T) {
+	host := gitsrctest.New(t)
+	repo := host.Repository("o/app")
+	for _, tc := range []struct {
+		name    string
+		seconds int64
+	}{
+		{"past", 1e9},
+		{"before 1980", 0},
+		{"now", time.Now().Unix()},
+		{"to come", 5e9},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			who := fmt.Sprintf("T <t@example.com> %d +0200", tc.seconds)
+			var got []time.Time
+			for _, pkg := range []string{"path", "sort", "sync"} {
+				tree := repo.WriteTree(files(map[string]string{"f.go": "package app\n\nimport _ \"" + pkg + "\"\n"}))
+				version := fmt.Sprint("v", tc.seconds, pkg)
+				repo.Tag(version, repo.Object("commit", fmt.Appendf(nil, "tree %s\nauthor %s\ncommitter %s\n\nx\n", tree, who, who)))
+				_, _, dir := fetch(t, newSource(t, host, nil), version)
+				mtime := mtimeOf(t, filepath.Join(dir, "f.go"))
+				if mtime.After(time.Now()) {
+					t.Errorf("%s: %v is to come", version, mtime)
+				}
+				if slices.ContainsFunc(got, mtime.Equal) {
+					t.Errorf("%s: another commit of this second has the time %v too", version, mtime)
+				}
+				got = append(got, mtime)
+				if status := git(t, dir, "status", "--porcelain"); status != "" {
+					t.Errorf("%s: status = %s", version, status)
+				}
+			}
+		})
+	}
+}
+
+func mtimeOf(t *testing.T, name string) time.Time {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.ModTime()
 }
 
 func TestFetchWantsAnEmptyDirectory(t *testing.T) {
