@@ -34,7 +34,7 @@ func key(version string) build.Key {
 func openStore(t *testing.T) (*artifact.Store, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "storage")
-	s, err := artifact.Open(dir)
+	s, err := artifact.Open(dir, artifact.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestStoreKeepsWhatWasPut(t *testing.T) {
 	if d := cmp.Diff(want, put); d != "" || put.CreatedAt.IsZero() {
 		t.Errorf("Put (-want +got):\n%s", d)
 	}
-	again, err := artifact.Open(dir)
+	again, err := artifact.Open(dir, artifact.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,8 +133,11 @@ func TestStoreReplacesASlotAndSharesContent(t *testing.T) {
 	if b, err := io.ReadAll(f); string(b) != "one" || err != nil {
 		t.Errorf("the old file reads %q, %v", b, err)
 	}
-	if got := files(t, filepath.Join(dir, "blobs")); len(got) != 2 {
-		t.Errorf("blobs %v, want two", got)
+	if _, err := s.File(old); !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
+		t.Errorf("File of what was replaced = %v, want ErrNotFound alone", err)
+	}
+	if got := files(t, filepath.Join(dir, "blobs")); len(got) != 1 {
+		t.Errorf("blobs %v, want the one that both slots name", got)
 	}
 	if got := files(t, filepath.Join(dir, "meta")); len(got) != 2 {
 		t.Errorf("meta %v, want two", got)
@@ -286,7 +289,7 @@ func TestStoreOpenRemovesWhatTheDeadLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Put(t.Context(), artifact.Meta{Key: key("v1")}, 0, func(w io.Writer) error {
-		if _, err := artifact.Open(dir); err != nil { // while this file is being written
+		if _, err := artifact.Open(dir, artifact.Options{}); err != nil { // while this file is being written
 			return err
 		}
 		return content("alive")(w)
@@ -299,31 +302,58 @@ func TestStoreOpenRemovesWhatTheDeadLeft(t *testing.T) {
 	}
 }
 
+// Each Store has a lock of its own, as if it were in another process.
 func TestStoreIsSafeForConcurrentUse(t *testing.T) {
-	s, dir := openStore(t)
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			for j := range 10 {
-				text := fmt.Sprint("content ", j)
-				m, err := s.Put(t.Context(), artifact.Meta{Key: key(fmt.Sprint("v", j%3))}, 0, content(text))
+	for _, limit := range []int64{0, 2000} { // bytes; three artifacts, or two
+		t.Run(fmt.Sprint("limit ", limit), func(t *testing.T) {
+			o := artifact.Options{Limit: limit}
+			dir := t.TempDir()
+			var wg sync.WaitGroup
+			for range 3 {
+				s, err := artifact.Open(dir, o)
 				if err != nil {
-					t.Error(err)
-					return
+					t.Fatal(err)
 				}
-				if got := read(t, s, m); got != text {
-					t.Errorf("read %q, want %q", got, text)
-				}
-				if _, err := s.Lookup(m.Key.Slot()); err != nil {
-					t.Error(err)
-				}
-				if i == 0 {
-					if _, err := artifact.Open(dir); err != nil {
-						t.Error(err)
-					}
+				for i := range 3 {
+					wg.Go(func() { useStore(t, s, dir, o, i == 0) })
 				}
 			}
+			wg.Wait()
+			s, err := artifact.Open(dir, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			verify(t, s, dir, limit)
 		})
 	}
-	wg.Wait()
+}
+
+func useStore(t *testing.T, s *artifact.Store, dir string, o artifact.Options, reopen bool) {
+	gone := func(err error) bool {
+		return errors.Is(err, artifact.ErrNotFound) && !errors.Is(err, artifact.ErrCorrupt)
+	}
+	for j := range 20 {
+		text := fmt.Sprint("content ", j%7)
+		m, err := s.Put(t.Context(), artifact.Meta{Key: key(fmt.Sprint("v", j%3))}, 0, content(text))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if f, err := s.File(m); err == nil {
+			if b, err := io.ReadAll(f); string(b) != text || err != nil {
+				t.Errorf("read %q, %v, want %q", b, err, text)
+			}
+			f.Close()
+		} else if !gone(err) { // by another Put
+			t.Error(err)
+		}
+		if _, err := s.Lookup(m.Key.Slot()); err != nil && (o.Limit == 0 || !gone(err)) {
+			t.Error(err)
+		}
+		if reopen {
+			if _, err := artifact.Open(dir, o); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }

@@ -44,19 +44,14 @@ func createTemp(dir string) (*tempFile, error) {
 	}
 }
 
-// commit gives the file its name, in place of what has it, so that after a
-// power failure the name means the old content or the whole new one.
-func (t *tempFile) commit(name string) error {
-	if err := t.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(t.Name(), filepath.Join(t.dir, name)); err != nil {
-		return err
-	}
-	return errors.Join(t.Close(), syncDir(t.dir))
+// place gives the file, which has been synced, its name, in place of what has
+// it. After a power failure the name means the old content or the whole new
+// one; it is the new one for certain when the directory has been synced.
+func (t *tempFile) place(name string) error {
+	return errors.Join(os.Rename(t.Name(), filepath.Join(t.dir, name)), t.Close())
 }
 
-// discard removes the file, and does nothing after a commit: names are not used twice.
+// discard removes the file, and does nothing after place: names are not used twice.
 func (t *tempFile) discard() {
 	_ = os.Remove(t.Name())
 	_ = t.Close()

@@ -64,7 +64,7 @@ func newAPI(t *testing.T, change ...func(*httpserver.Options)) *api {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = a.queue.Close() })
-	if a.artifacts, err = artifact.Open(a.dir + "/storage"); err != nil {
+	if a.artifacts, err = artifact.Open(a.dir+"/storage", artifact.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if a.logs, err = buildlog.Open(a.dir+"/logs", buildlog.Options{}); err != nil {

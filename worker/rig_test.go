@@ -73,7 +73,7 @@ func newRig(t *testing.T, files map[string]string, play script) *rig {
 	log := slog.New(slog.NewTextHandler(&r.operator, nil))
 	r.source = newSource(r, 0)
 	var err error
-	r.artifacts, err = artifact.Open(filepath.Join(r.data, "storage"))
+	r.artifacts, err = artifact.Open(filepath.Join(r.data, "storage"), artifact.Options{})
 	r.must(err)
 	r.logs, err = buildlog.Open(filepath.Join(r.data, "logs"), buildlog.Options{})
 	r.must(err)

@@ -70,7 +70,7 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 	if err := r.openProxy(ctx); err != nil {
 		return nil, err
 	}
-	if r.artifacts, err = artifact.Open(cfg.storageDir); err != nil {
+	if r.artifacts, err = artifact.Open(cfg.storageDir, artifact.Options{Log: log}); err != nil {
 		return nil, err
 	}
 	if r.logs, err = buildlog.Open(cfg.logDir, buildlog.Options{}); err != nil {

@@ -1,0 +1,229 @@
+package artifact
+
+import (
+	"cmp"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A holding is what the store knows of a slot.
+type holding struct {
+	slot string
+	sum  string    // of the blob that the record names; "" if it names none
+	size int64     // of the record
+	used time.Time // the record's time, as this process saw it last
+}
+
+// A content is a blob in the directory, or one that records name in vain.
+type content struct {
+	size  int64
+	names int // records that name it
+}
+
+// An index is what is in the directory of a store.
+type index struct {
+	slots  map[string]holding
+	blobs  map[string]content
+	unused []string // blobs that no record named when they were noted
+	size   int64    // of all records and blobs
+}
+
+// note takes in that a slot holds h, whose blob has blobSize bytes.
+func (x *index) note(h holding, blobSize int64) {
+	old, had := x.slots[h.slot]
+	x.slots[h.slot] = h
+	x.size += h.size - old.size
+	if h.sum != "" {
+		b := x.blobs[h.sum]
+		x.size += blobSize - b.size
+		x.blobs[h.sum] = content{blobSize, b.names + 1}
+	}
+	if had {
+		x.release(old.sum)
+	}
+}
+
+// forget takes in that a slot is gone.
+func (x *index) forget(slot string) {
+	h := x.slots[slot]
+	delete(x.slots, slot)
+	x.size -= h.size
+	x.release(h.sum)
+}
+
+func (x *index) release(sum string) {
+	if sum == "" {
+		return
+	}
+	b := x.blobs[sum]
+	b.names--
+	x.blobs[sum] = b
+	if b.names == 0 {
+		x.unused = append(x.unused, sum)
+	}
+}
+
+// exclusively runs f while no other Put and no other process changes the
+// directory, with s.index as the directory is. After an error of f, the index
+// is read anew the next time.
+//
+// Whoever changes the directory writes a word of his own into the lock file
+// before. Where another word stands than this process has written, another
+// process has been there, and the index is of no use any more.
+func (s *Store) exclusively(f func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lock, err := os.OpenFile(s.lock, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // lets go of it
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return &fs.PathError{Op: "flock", Path: s.lock, Err: err}
+	}
+	word := rand.Text()
+	found := make([]byte, len(word))
+	n, _ := lock.ReadAt(found, 0) // what cannot be read is not the word of this process
+	known := s.word != "" && string(found[:n]) == s.word
+	s.word = ""
+	if _, err := lock.WriteAt([]byte(word), 0); err != nil {
+		return err
+	}
+	if !known {
+		if err := s.scan(); err != nil {
+			return err
+		}
+	}
+	err = f()
+	s.bytes.Store(s.index.size)
+	if err == nil {
+		s.word = word
+	}
+	return err
+}
+
+// scan makes the index. Files that are not the store's are not looked at.
+func (s *Store) scan() error {
+	x := index{slots: map[string]holding{}, blobs: map[string]content{}}
+	err := plainFiles(s.blobs, func(name string, info fs.FileInfo) {
+		if isDigest(name) {
+			x.blobs[name] = content{size: info.Size()}
+			x.size += info.Size()
+		}
+	})
+	if err != nil {
+		return err
+	}
+	err = plainFiles(s.meta, func(name string, info fs.FileInfo) {
+		slot, ok := strings.CutSuffix(name, metaSuffix)
+		if !ok || !isDigest(slot) {
+			return
+		}
+		h := holding{slot: slot, size: info.Size(), used: info.ModTime()}
+		// Of what cannot be read, or is of a later version, the blob is kept
+		// if it can be told.
+		if r, err := readRecord(filepath.Join(s.meta, name)); err == nil && isDigest(r.Artifact.SHA256) {
+			h.sum = r.Artifact.SHA256
+		}
+		x.note(h, x.blobs[h.sum].size)
+	})
+	if err != nil {
+		return err
+	}
+	for sum, b := range x.blobs {
+		if b.names == 0 {
+			x.unused = append(x.unused, sum)
+		}
+	}
+	s.index = x
+	return nil
+}
+
+func plainFiles(dir string, each func(name string, info fs.FileInfo)) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) { // a temporary file
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if info.Mode().IsRegular() {
+			each(e.Name(), info)
+		}
+	}
+	return nil
+}
+
+// trim removes the blobs that no record names, and the artifacts that were
+// used least recently until what is left is within the limit; never that of
+// the slot keep. It runs in exclusively.
+func (s *Store) trim(keep string) error {
+	if err := s.removeUnused(); err != nil || !s.excessive() {
+		return err
+	}
+	queue := make([]holding, 0, len(s.index.slots))
+	for slot, h := range s.index.slots {
+		if slot != keep {
+			queue = append(queue, h)
+		}
+	}
+	slices.SortFunc(queue, olderFirst)
+	for len(queue) > 0 && s.excessive() {
+		h := queue[0]
+		queue = queue[1:]
+		// The time of use is the record's: File sets it there, in any process.
+		info, err := os.Lstat(s.record(h.slot))
+		if err == nil && !info.ModTime().Equal(h.used) {
+			h.used = info.ModTime()
+			s.index.slots[h.slot] = h
+			i, _ := slices.BinarySearchFunc(queue, h, olderFirst)
+			queue = slices.Insert(queue, i, h)
+			continue
+		}
+		// The record first: a crash may leave a blob without a record, which
+		// the next Open removes, but no record without its blob.
+		if err := os.Remove(s.record(h.slot)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("evict an artifact: %w", err)
+		}
+		s.index.forget(h.slot)
+		if err := s.removeUnused(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func olderFirst(a, b holding) int {
+	return cmp.Or(a.used.Compare(b.used), strings.Compare(a.slot, b.slot))
+}
+
+func (s *Store) excessive() bool { return s.limit > 0 && s.index.size > s.limit }
+
+func (s *Store) removeUnused() error {
+	for _, sum := range s.index.unused {
+		b, ok := s.index.blobs[sum]
+		if !ok || b.names > 0 { // named again since
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.blobs, sum)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove an archive that no record names: %w", err)
+		}
+		delete(s.index.blobs, sum)
+		s.index.size -= b.size
+	}
+	s.index.unused = nil
+	return nil
+}
