@@ -37,6 +37,8 @@ var (
 type Options struct {
 	LineLimit int           // bytes of a message before the rest of its line is cut; 0 means 64 KiB
 	Flush     time.Duration // how long a line may wait before readers see it; 0 means 50 ms
+	Retention time.Duration // how long after its last line Prune leaves a log; 0 means forever
+	Limit     int64         // bytes of all logs that Prune leaves; 0 means any number
 }
 
 // A Store is the logs under one directory: <first 2 digits>/<build id>.jsonl.
@@ -45,6 +47,8 @@ type Store struct {
 	dir       string
 	lineLimit int
 	flush     time.Duration
+	retention time.Duration
+	limit     int64
 
 	mu    sync.Mutex
 	tails map[build.ID]*tail // of logs that somebody writes or follows
@@ -66,6 +70,8 @@ func Open(dir string, o Options) (*Store, error) {
 		dir:       dir,
 		lineLimit: cmp.Or(o.LineLimit, 64<<10),
 		flush:     cmp.Or(o.Flush, 50*time.Millisecond),
+		retention: o.Retention,
+		limit:     o.Limit,
 		tails:     map[build.ID]*tail{},
 	}, nil
 }
@@ -74,7 +80,7 @@ func (s *Store) path(id build.ID) (string, error) {
 	if !id.Valid() {
 		return "", fmt.Errorf("log of build %q: %w", id, ErrNotFound)
 	}
-	return filepath.Join(s.dir, string(id[:2]), string(id)+".jsonl"), nil
+	return filepath.Join(s.dir, string(id[:2]), string(id)+suffix), nil
 }
 
 // join returns the tail of a log and what to call when it is no longer used.
