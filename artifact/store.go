@@ -148,9 +148,6 @@ func (s *Store) put(ctx context.Context, m Meta, limit int64, write func(io.Writ
 	if err != nil {
 		return m, err
 	}
-	if err := context.Cause(ctx); err != nil {
-		return m, err // from here on it is a matter of milliseconds
-	}
 	meta, err := createTemp(s.meta)
 	if err != nil {
 		return m, err
@@ -162,13 +159,16 @@ func (s *Store) put(ctx context.Context, m Meta, limit int64, write func(io.Writ
 	if err := errors.Join(blob.Sync(), meta.Sync()); err != nil {
 		return m, err
 	}
-	return m, s.enter(m, blob, meta, int64(len(text)+1))
+	return m, s.enter(ctx, m, blob, meta, int64(len(text)+1))
 }
 
 // enter gives both files of an artifact their names, and makes room for it.
-func (s *Store) enter(m Meta, blob, meta *tempFile, size int64) error {
+func (s *Store) enter(ctx context.Context, m Meta, blob, meta *tempFile, size int64) error {
 	slot, full := m.Key.Slot(), false
 	err := s.exclusively(func() error { // or the blob could be removed before a record names it
+		if err := context.Cause(ctx); err != nil {
+			return err // the last chance: syncing and waiting may have taken a while
+		}
 		if err := blob.place(m.Artifact.SHA256); err != nil {
 			return err
 		}
