@@ -113,27 +113,33 @@ func (s *Store) exclusively(f func() error) error {
 // scan makes the index. Files that are not the store's are not looked at.
 func (s *Store) scan() error {
 	x := index{slots: map[string]holding{}, blobs: map[string]content{}}
-	err := plainFiles(s.blobs, func(name string, info fs.FileInfo) {
+	err := plainFiles(s.blobs, func(name string, info fs.FileInfo) error {
 		if isDigest(name) {
 			x.blobs[name] = content{size: info.Size()}
 			x.size += info.Size()
 		}
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	err = plainFiles(s.meta, func(name string, info fs.FileInfo) {
+	err = plainFiles(s.meta, func(name string, info fs.FileInfo) error {
 		slot, ok := strings.CutSuffix(name, metaSuffix)
 		if !ok || !isDigest(slot) {
-			return
+			return nil
+		}
+		// A record that makes no sense names no blob. One that cannot be read
+		// just now may name one, which must not be taken for unused.
+		r, err := readRecord(s.record(slot))
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return err
 		}
 		h := holding{slot: slot, size: info.Size(), used: info.ModTime()}
-		// Of what cannot be read, or is of a later version, the blob is kept
-		// if it can be told.
-		if r, err := readRecord(filepath.Join(s.meta, name)); err == nil && isDigest(r.Artifact.SHA256) {
+		if isDigest(r.Artifact.SHA256) {
 			h.sum = r.Artifact.SHA256
 		}
 		x.note(h, x.blobs[h.sum].size)
+		return nil
 	})
 	if err != nil {
 		return err
@@ -147,7 +153,7 @@ func (s *Store) scan() error {
 	return nil
 }
 
-func plainFiles(dir string, each func(name string, info fs.FileInfo)) error {
+func plainFiles(dir string, each func(name string, info fs.FileInfo) error) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -157,11 +163,11 @@ func plainFiles(dir string, each func(name string, info fs.FileInfo)) error {
 		if errors.Is(err, fs.ErrNotExist) { // a temporary file
 			continue
 		}
+		if err == nil && info.Mode().IsRegular() {
+			err = each(e.Name(), info)
+		}
 		if err != nil {
 			return err
-		}
-		if info.Mode().IsRegular() {
-			each(e.Name(), info)
 		}
 	}
 	return nil

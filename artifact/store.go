@@ -179,7 +179,10 @@ func (s *Store) enter(ctx context.Context, m Meta, blob, meta *tempFile, size in
 		full = s.excessive() || len(s.index.unused) > 0
 		return nil
 	})
-	if err := errors.Join(err, syncDir(s.blobs), syncDir(s.meta)); err != nil || !full {
+	if err == nil {
+		err = errors.Join(syncDir(s.blobs), syncDir(s.meta))
+	}
+	if err != nil || !full {
 		return err
 	}
 	// Not before the new artifact is safe.
