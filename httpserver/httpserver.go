@@ -27,8 +27,8 @@ type Records interface {
 // Jobs accepts builds and ends them; a *queue.Queue is one.
 type Jobs interface {
 	// Submit returns a queued or running build of the same key, if there is
-	// one, instead of b. queue.ErrFull if there is no room.
-	Submit(ctx context.Context, b build.Build, sealed []byte) (build.Build, error)
+	// one, instead of the one submitted. queue.ErrFull if there is no room.
+	Submit(ctx context.Context, s queue.Submission) (build.Build, error)
 	// Cancel returns queue.ErrEnded for a build that has ended.
 	Cancel(ctx context.Context, id build.ID) error
 	// Wait returns the record once the build has ended.

@@ -60,7 +60,7 @@ func (s *server) submit(w *response, c call) error {
 			return err
 		}
 	}
-	b, err = s.Builds.Submit(c.Context(), b, sealed)
+	b, err = s.Builds.Submit(c.Context(), queue.Submission{Build: b, Sealed: sealed})
 	if err != nil {
 		return err
 	}

@@ -187,7 +187,7 @@ func TestQueueBroken(t *testing.T) {
 // fullDisk is a queue whose store has failed to write.
 type fullDisk struct{ httpserver.Builds }
 
-func (fullDisk) Submit(context.Context, build.Build, []byte) (build.Build, error) {
+func (fullDisk) Submit(context.Context, queue.Submission) (build.Build, error) {
 	return build.Build{}, fmt.Errorf("submit: %w (no space left on device)", queue.ErrBroken)
 }
 

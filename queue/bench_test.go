@@ -23,7 +23,7 @@ func fill(b *testing.B, q *queue.Queue, n int) {
 	for range 32 {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				if _, err := q.Submit(context.Background(), newBuild(fmt.Sprint("v", i)), nil); err != nil {
+				if _, err := q.Submit(context.Background(), queue.Submission{Build: newBuild(fmt.Sprint("v", i))}); err != nil {
 					b.Error(err)
 				}
 			}

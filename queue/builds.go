@@ -14,14 +14,22 @@ import (
 	"github.com/monochromegane/cargo/build"
 )
 
-// Submit accepts b, whose ID and Key the caller has set; the queue sets State
-// and, if it is zero, AcceptedAt. A live build of the same key is returned
-// instead. What is returned without an error is on disk. sealed is kept until
-// the build ends and may be nil.
+// A Submission is a build that somebody asks for.
+type Submission struct {
+	Build  build.Build // with its ID and Key; the queue sets State and, if it is zero, AcceptedAt
+	Sealed []byte      // the caller's token, kept until the build ends; may be nil
+	Caller string      // whose Options.CallerLimit it counts for, until it ends; "" is nobody's
+}
+
+// Submit accepts s. A live build of the same key is returned instead, and
+// counts for the caller who was first. What is returned without an error is on
+// disk.
 //
-// ErrFull if the limit of queued builds is reached. After any other error the
-// build may or may not be there; calling again with the same ID is safe.
-func (q *Queue) Submit(ctx context.Context, b build.Build, sealed []byte) (build.Build, error) {
+// ErrCallerFull and ErrFull if the limit of the caller's or of queued builds is
+// reached. After any other error the build may or may not be there; calling
+// again with the same ID is safe.
+func (q *Queue) Submit(ctx context.Context, s Submission) (build.Build, error) {
+	b := s.Build
 	if !b.ID.Valid() {
 		return build.Build{}, fmt.Errorf("submit: %q is not a build id", b.ID)
 	}
@@ -33,14 +41,15 @@ func (q *Queue) Submit(ctx context.Context, b build.Build, sealed []byte) (build
 	case <-ctx.Done():
 		return build.Build{}, context.Cause(ctx)
 	}
-	b, err := q.accept(ctx, key, b, sealed)
-	if err != nil && !errors.Is(err, ErrFull) {
+	b, err := q.accept(ctx, key, s)
+	if err != nil && !errors.Is(err, ErrFull) && !errors.Is(err, ErrCallerFull) {
 		err = fmt.Errorf("submit build %s: %w", b.ID, q.explain(err))
 	}
 	return b, err
 }
 
-func (q *Queue) accept(ctx context.Context, key string, b build.Build, sealed []byte) (build.Build, error) {
+func (q *Queue) accept(ctx context.Context, key string, s Submission) (build.Build, error) {
+	b := s.Build
 	if err := q.Err(); err != nil {
 		return b, err
 	}
@@ -57,7 +66,7 @@ func (q *Queue) accept(ctx context.Context, key string, b build.Build, sealed []
 				return b, err
 			}
 		}
-		r, err := q.create(ctx, key, b, sealed)
+		r, err := q.create(ctx, key, s)
 		if !errors.Is(err, jetstream.ErrKeyExists) {
 			return r.Build, err
 		}
@@ -81,22 +90,22 @@ func (q *Queue) turn(key string) chan struct{} {
 }
 
 // create writes the token before the record: a record is never without it.
-func (q *Queue) create(ctx context.Context, key string, b build.Build, sealed []byte) (record, error) {
-	b.State = build.Queued
-	if b.AcceptedAt.IsZero() {
-		b.AcceptedAt = time.Now().UTC()
+func (q *Queue) create(ctx context.Context, key string, s Submission) (record, error) {
+	r := record{Build: s.Build, Caller: s.Caller, Sealed: s.Sealed != nil}
+	r.Build.State = build.Queued
+	if r.Build.AcceptedAt.IsZero() {
+		r.Build.AcceptedAt = time.Now().UTC()
 	}
-	r := record{Build: b, Sealed: sealed != nil}
 	data, err := r.encode()
 	if err != nil {
 		return r, err
 	}
-	if !q.view.reserve(q.limit) {
-		return r, ErrFull
+	if err := q.view.reserve(r, q.limits); err != nil {
+		return r, err
 	}
-	defer q.view.release()
+	defer q.view.release(r.Build.ID)
 	if r.Sealed {
-		if err := q.store.tokens.put(ctx, string(b.ID), sealed); err != nil {
+		if err := q.store.tokens.put(ctx, string(r.Build.ID), s.Sealed); err != nil {
 			return r, fmt.Errorf("store its token: %w", err)
 		}
 	}

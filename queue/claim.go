@@ -40,7 +40,10 @@ func (c *Claim) Context() context.Context { return c.ctx }
 
 var errTaken = errors.New("another worker has claimed the build")
 
-// Claim waits for a queued build and claims the one that was accepted first.
+// Claim waits for a queued build and claims the one whose turn it is. Turns go
+// round among the owners of the repositories: first comes whoever has the
+// fewest builds running, then whoever has waited longest since its last turn,
+// and of an owner's builds the one that was accepted first.
 func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 	for {
 		if ctx.Err() != nil {

@@ -75,7 +75,7 @@ func childWork(dir string) error {
 			for {
 				b := newBuild(fmt.Sprint("v", rand.IntN(40))) // keys come again and again
 				say("submit", b.ID, b.Version)
-				got, err := q.Submit(context.Background(), b, []byte("sealed "+string(b.ID)))
+				got, err := q.Submit(context.Background(), queue.Submission{Build: b, Sealed: []byte("sealed " + string(b.ID))})
 				if errors.Is(err, queue.ErrFull) {
 					continue
 				}
@@ -299,7 +299,7 @@ func childSubmit(dir string) error {
 		return err
 	}
 	for i := range 20 {
-		b, err := q.Submit(context.Background(), newBuild(fmt.Sprint("v", i)), nil)
+		b, err := q.Submit(context.Background(), queue.Submission{Build: newBuild(fmt.Sprint("v", i))})
 		if err != nil {
 			return err
 		}
@@ -389,7 +389,7 @@ func childFull(dir string) error {
 	}
 	for i := range 1000 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		b, err := q.Submit(ctx, newBuild(fmt.Sprint("v", i)), nil)
+		b, err := q.Submit(ctx, queue.Submission{Build: newBuild(fmt.Sprint("v", i))})
 		cancel()
 		if err != nil {
 			say("refused", b.ID, errors.Is(err, queue.ErrBroken) && errors.Is(q.Err(), queue.ErrBroken))

@@ -30,7 +30,7 @@ func testBuild() build.Build {
 
 func claimed(t *testing.T, q *Queue) *Claim {
 	t.Helper()
-	if _, err := q.Submit(t.Context(), testBuild(), nil); err != nil {
+	if _, err := q.Submit(t.Context(), Submission{Build: testBuild()}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := q.Claim(t.Context())
@@ -107,7 +107,7 @@ func TestAnotherWorkerTakesTheBuild(t *testing.T) {
 // The loser of a race for the lease may learn of it only from its own write.
 func TestFinishIsACompareAndSet(t *testing.T) {
 	q := openTest(t, 0)
-	b, err := q.Submit(t.Context(), testBuild(), nil)
+	b, err := q.Submit(t.Context(), Submission{Build: testBuild()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestAnotherProcessSubmittedFirst(t *testing.T) {
 	theirs, ours := testBuild(), testBuild()
 	theirs.State, theirs.AcceptedAt = build.Queued, time.Now().UTC()
 	write(t, q, theirs.Digest(), record{Version: 1, Build: theirs})
-	got, err := q.Submit(t.Context(), ours, []byte("sealed"))
+	got, err := q.Submit(t.Context(), Submission{Build: ours, Sealed: []byte("sealed")})
 	if err != nil || got.ID != theirs.ID {
 		t.Errorf("Submit = %s, %v; want %s", got.ID, err, theirs.ID)
 	}
@@ -186,7 +186,7 @@ func TestSubmitAgainKeepsTheToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, q, b.Digest(), record{Version: 1, Build: b, Sealed: true})
-	if got, err := q.Submit(t.Context(), b, []byte("sealed again")); err != nil || got.ID != b.ID {
+	if got, err := q.Submit(t.Context(), Submission{Build: b, Sealed: []byte("sealed again")}); err != nil || got.ID != b.ID {
 		t.Fatalf("Submit = %s, %v", got.ID, err)
 	}
 	if c, err := q.Claim(t.Context()); err != nil || string(c.Sealed()) != "sealed" {
@@ -229,5 +229,23 @@ func TestRecordsOfNewerPrograms(t *testing.T) {
 	}
 	if err := q.Cancel(t.Context(), foreign.ID); err == nil {
 		t.Error("Cancel changed a record of a newer program")
+	}
+}
+
+// An earlier start's retention is no reason to forget anything now.
+func TestRetentionIsTakenBack(t *testing.T) {
+	dir := t.TempDir()
+	for _, retention := range []time.Duration{0, time.Second, time.Hour, 0} {
+		q, err := Open(t.Context(), Options{Dir: dir, Worker: "w", Retention: retention})
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := q.store.ended.stream.Info(t.Context())
+		if err != nil || info.Config.MaxAge != retention || info.Config.MaxBytes != endedBytes {
+			t.Errorf("ended records are kept for %s (%v), want %s", info.Config.MaxAge, err, retention)
+		}
+		if err := q.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -32,13 +32,14 @@ import (
 
 // Errors of a Queue, some of them wrapped.
 var (
-	ErrFull      = errors.New("the build queue is full")
-	ErrNotFound  = errors.New("no such build")
-	ErrEnded     = errors.New("the build has ended")
-	ErrClosed    = errors.New("the queue is closed")
-	ErrCanceled  = errors.New("the build was canceled")
-	ErrLeaseLost = errors.New("the lease of the build is lost")
-	ErrBroken    = errors.New("the queue's disk could not be written; make room on it and restart")
+	ErrFull       = errors.New("the build queue is full")
+	ErrCallerFull = errors.New("too many builds of one caller")
+	ErrNotFound   = errors.New("no such build")
+	ErrEnded      = errors.New("the build has ended")
+	ErrClosed     = errors.New("the queue is closed")
+	ErrCanceled   = errors.New("the build was canceled")
+	ErrLeaseLost  = errors.New("the lease of the build is lost")
+	ErrBroken     = errors.New("the queue's disk could not be written; make room on it and restart")
 )
 
 // maxLost is how many workers may die under a build before it fails.
@@ -56,6 +57,14 @@ type Options struct {
 	Worker string        // this process's name among workers, the same after a restart; "" means the host's name
 	Log    *slog.Logger  // nil discards
 
+	// CallerLimit is how many builds of one caller may be queued or running
+	// before Submit says ErrCallerFull; 0 means any number.
+	CallerLimit int
+
+	// Retention is how long an ended build is remembered, 100 ms or more; 0
+	// means until a GiB of records pushes it out. It applies to what is there already.
+	Retention time.Duration
+
 	// Dropped, if not nil, is told of each build that ends here without a
 	// worker's Finish: canceled while it was queued, or lost too often.
 	Dropped func(build.Build)
@@ -64,7 +73,7 @@ type Options struct {
 // A Queue is the builds of one directory. Its methods are safe for concurrent
 // use. A method that waits returns ErrClosed when Close is called.
 type Queue struct {
-	limit  int
+	limits limits
 	lease  time.Duration
 	worker string
 	log    *slog.Logger
@@ -85,7 +94,7 @@ type Queue struct {
 // belongs to another process.
 func Open(ctx context.Context, o Options) (*Queue, error) {
 	q := &Queue{
-		limit:  cmp.Or(o.Limit, 1024),
+		limits: limits{queued: cmp.Or(o.Limit, 1024), caller: o.CallerLimit},
 		lease:  cmp.Or(o.Lease, time.Minute),
 		worker: o.Worker,
 		log:    o.Log,
@@ -105,7 +114,7 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	for i := range q.submit {
 		q.submit[i] = make(chan struct{}, 1)
 	}
-	st, err := openStore(ctx, o.Dir, q.log)
+	st, err := openStore(ctx, o, q.log)
 	if err != nil {
 		return nil, fmt.Errorf("open the queue in %s: %w", o.Dir, err)
 	}

@@ -59,7 +59,7 @@ func reopen(t testing.TB, q *queue.Queue, o queue.Options) *queue.Queue {
 
 func submit(t testing.TB, q *queue.Queue, b build.Build, sealed []byte) build.Build {
 	t.Helper()
-	got, err := q.Submit(t.Context(), b, sealed)
+	got, err := q.Submit(t.Context(), queue.Submission{Build: b, Sealed: sealed})
 	if err != nil {
 		t.Fatalf("Submit: %v", err)
 	}
@@ -178,7 +178,7 @@ func TestFiftyEqualSubmitsMakeOneBuild(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range ids {
 		wg.Go(func() {
-			b, err := q.Submit(context.Background(), newBuild("v1"), []byte("sealed"))
+			b, err := q.Submit(context.Background(), queue.Submission{Build: newBuild("v1"), Sealed: []byte("sealed")})
 			if err != nil {
 				t.Error(err)
 			}
@@ -228,7 +228,7 @@ func TestFull(t *testing.T) {
 	accepted, full := 0, 0
 	for i := range 20 {
 		wg.Go(func() {
-			_, err := q.Submit(context.Background(), newBuild(fmt.Sprint("v", i)), nil)
+			_, err := q.Submit(context.Background(), queue.Submission{Build: newBuild(fmt.Sprint("v", i))})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -478,7 +478,7 @@ func TestCloseEndsWaitsAndClaims(t *testing.T) {
 	if err := c.Finish(t.Context(), done); !errors.Is(err, queue.ErrClosed) {
 		t.Errorf("Finish after Close = %v, want ErrClosed", err)
 	}
-	if _, err := q.Submit(t.Context(), newBuild("v2"), nil); !errors.Is(err, queue.ErrClosed) {
+	if _, err := q.Submit(t.Context(), queue.Submission{Build: newBuild("v2")}); !errors.Is(err, queue.ErrClosed) {
 		t.Errorf("Submit after Close = %v, want ErrClosed", err)
 	}
 }

@@ -17,6 +17,7 @@ const recordVersion = 1
 type record struct {
 	Version int         `json:"v"`
 	Build   build.Build `json:"build"`
+	Caller  string      `json:"caller,omitempty"` // whose limit it counts for; gone once it is in "ended"
 	Sealed  bool        `json:"sealed,omitempty"` // a token of this build is in the stream "tokens"
 	Worker  string      `json:"worker,omitempty"` // who holds the claim
 	Claim   string      `json:"claim,omitempty"`  // names this one claim; kept when its worker finishes

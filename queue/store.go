@@ -40,14 +40,14 @@ type store struct {
 	tokens once               // build id -> sealed token
 }
 
-func openStore(ctx context.Context, dir string, log *slog.Logger) (_ *store, err error) {
+func openStore(ctx context.Context, o Options, log *slog.Logger) (_ *store, err error) {
 	s := &store{}
 	defer func() {
 		if err != nil {
 			_ = s.close()
 		}
 	}()
-	if s.lock, err = lockDir(dir); err != nil {
+	if s.lock, err = lockDir(o.Dir); err != nil {
 		return nil, err
 	}
 	s.log = &serverLog{log: log}
@@ -58,7 +58,7 @@ func openStore(ctx context.Context, dir string, log *slog.Logger) (_ *store, err
 		NoSystemAccount:        true,
 		DisableJetStreamBanner: true,
 		JetStream:              true,
-		StoreDir:               dir,
+		StoreDir:               o.Dir,
 		SyncAlways:             true, // an acknowledged write has been fsynced
 		JetStreamMaxStore:      4 << 30,
 		JetStreamMaxMemory:     16 << 20,
@@ -79,10 +79,10 @@ func openStore(ctx context.Context, dir string, log *slog.Logger) (_ *store, err
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("queue store", "err", err) })); err != nil {
 		return nil, fmt.Errorf("connect to the store: %w", err)
 	}
-	return s, s.streams(ctx)
+	return s, s.streams(ctx, o.Retention)
 }
 
-func (s *store) streams(ctx context.Context) error {
+func (s *store) streams(ctx context.Context, retention time.Duration) error {
 	js, err := jetstream.New(s.conn, jetstream.WithDefaultTimeout(writeTimeout))
 	if err != nil {
 		return fmt.Errorf("connect to the store: %w", err)
@@ -91,10 +91,10 @@ func (s *store) streams(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open the live builds: %w", err)
 	}
-	if s.ended, err = openOnce(ctx, js, "ended", endedBytes); err != nil {
+	if s.ended, err = openOnce(ctx, js, "ended", endedBytes, retention); err != nil {
 		return err
 	}
-	s.tokens, err = openOnce(ctx, js, "tokens", -1)
+	s.tokens, err = openOnce(ctx, js, "tokens", -1, 0)
 	return err
 }
 
@@ -153,12 +153,13 @@ type once struct {
 	prefix string
 }
 
-func openOnce(ctx context.Context, js jetstream.JetStream, name string, maxBytes int64) (once, error) {
+func openOnce(ctx context.Context, js jetstream.JetStream, name string, maxBytes int64, maxAge time.Duration) (once, error) {
 	s, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name:              name,
 		Subjects:          []string{name + ".*"},
 		MaxMsgsPerSubject: 1,
 		MaxBytes:          maxBytes,
+		MaxAge:            maxAge,
 		Discard:           jetstream.DiscardOld,
 		AllowDirect:       true,
 	})

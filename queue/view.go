@@ -2,6 +2,7 @@ package queue
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -17,12 +18,15 @@ type view struct {
 	byKey    map[string]*entry
 	byID     map[build.ID]*entry
 	counts   map[build.State]int
-	reserved int           // submits on their way
-	arrived  chan struct{} // closed, and replaced, when a build becomes claimable
+	callers  map[string]int       // builds of each that are reserved, queued or running
+	reserved map[build.ID]string  // submits on their way, and whose they are
+	turns    map[string]time.Time // when each owner's build was last handed out
+	arrived  chan struct{}        // closed, and replaced, when a build becomes claimable
 }
 
 type entry struct {
 	key   string
+	owner string // whose turn it takes
 	rec   record
 	seen  time.Time     // when this revision of rec was first seen, on the monotonic clock
 	gone  bool          // purged at a later revision; waits for the watch to say at which
@@ -33,10 +37,13 @@ type entry struct {
 
 func newView() *view {
 	return &view{
-		byKey:   map[string]*entry{},
-		byID:    map[build.ID]*entry{},
-		counts:  map[build.State]int{},
-		arrived: make(chan struct{}),
+		byKey:    map[string]*entry{},
+		byID:     map[build.ID]*entry{},
+		counts:   map[build.State]int{},
+		callers:  map[string]int{},
+		reserved: map[build.ID]string{},
+		turns:    map[string]time.Time{},
+		arrived:  make(chan struct{}),
 	}
 }
 
@@ -53,14 +60,15 @@ func (v *view) put(key string, r record) {
 		e = nil
 	}
 	if e == nil {
-		e = &entry{key: key, ended: make(chan struct{})}
+		e = &entry{key: key, owner: ownerOf(r.Build.Repository), ended: make(chan struct{})}
 		v.byKey[key], v.byID[r.Build.ID] = e, e
+		v.unreserve(r.Build.ID)
 	} else {
-		v.counts[e.rec.Build.State]--
+		v.tally(e.rec, -1)
 	}
 	wasEnded := e.rec.Build.State.Ended()
 	e.rec, e.seen = r, time.Now()
-	v.counts[r.Build.State]++
+	v.tally(r, 1)
 	if r.Build.State.Ended() && !wasEnded {
 		close(e.ended)
 	}
@@ -98,7 +106,7 @@ func (v *view) unlink(e *entry) {
 	}
 	e.gone = true
 	delete(v.byID, e.rec.Build.ID)
-	v.counts[e.rec.Build.State]--
+	v.tally(e.rec, -1)
 	if !e.rec.Build.State.Ended() {
 		close(e.ended)
 	}
@@ -165,39 +173,51 @@ func (v *view) count(s build.State) int {
 	return v.counts[s]
 }
 
-// reserve holds one of limit places for a submit, until release.
-func (v *view) reserve(limit int) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.counts[build.Queued]+v.reserved >= limit {
-		return false
+// tally counts a record n times more.
+func (v *view) tally(r record, n int) {
+	v.counts[r.Build.State] += n
+	if !r.Build.State.Ended() {
+		v.charge(r.Caller, n)
 	}
-	v.reserved++
-	return true
 }
 
-func (v *view) release() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.reserved--
+func (v *view) charge(caller string, n int) {
+	if v.callers[caller] += n; v.callers[caller] == 0 {
+		delete(v.callers, caller)
+	}
 }
 
-// next is the queued build that was accepted first, no longer claimable until
-// hold; if there is none, arrived is closed when that may have changed.
-func (v *view) next() (_ live, arrived <-chan struct{}) {
+// limits are how many builds may be queued, and how many of one caller queued
+// or running, which is any number if it is 0.
+type limits struct{ queued, caller int }
+
+// reserve holds a place for a submit, until its record is in the view or
+// release gives the place up.
+func (v *view) reserve(r record, max limits) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	var first *entry
-	for _, e := range v.byID {
-		if e.claimable() && (first == nil || older(e.rec.Build, first.rec.Build) < 0) {
-			first = e
-		}
+	if n := v.callers[r.Caller]; r.Caller != "" && max.caller > 0 && n >= max.caller {
+		return fmt.Errorf("%w: %d of yours are queued or running, and no caller may have more than %d; wait for one to end, or cancel one", ErrCallerFull, n, max.caller)
 	}
-	if first == nil {
-		return live{}, v.arrived
+	if v.counts[build.Queued]+len(v.reserved) >= max.queued {
+		return ErrFull
 	}
-	first.busy = true
-	return first.live(), nil
+	v.reserved[r.Build.ID] = r.Caller
+	v.charge(r.Caller, 1)
+	return nil
+}
+
+func (v *view) release(id build.ID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.unreserve(id)
+}
+
+func (v *view) unreserve(id build.ID) {
+	if caller, ok := v.reserved[id]; ok {
+		delete(v.reserved, id)
+		v.charge(caller, -1)
+	}
 }
 
 // hold ends what next began: c is the claim, or nil if it came to nothing.

@@ -173,7 +173,7 @@ func (r *rig) request(platform, authorization string) (b build.Build, sealed []b
 
 func (r *rig) enqueue(b build.Build, sealed []byte) build.Build {
 	r.Helper()
-	b, err := r.queue.Submit(r.Context(), b, sealed)
+	b, err := r.queue.Submit(r.Context(), queue.Submission{Build: b, Sealed: sealed})
 	r.must(err)
 	r.submitted++
 	return b
