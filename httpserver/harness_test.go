@@ -181,7 +181,7 @@ func (r reply) problem(t *testing.T, code int) problem {
 	if got := r.header.Get("Cache-Control"); got != "no-store" {
 		t.Errorf("Cache-Control of a problem is %q", got)
 	}
-	if (code == http.StatusServiceUnavailable) != (r.header.Get("Retry-After") != "") {
+	if (code == http.StatusServiceUnavailable || code == http.StatusTooManyRequests) != (r.header.Get("Retry-After") != "") {
 		t.Errorf("%d has Retry-After %q", code, r.header.Get("Retry-After"))
 	}
 	return p

@@ -27,7 +27,8 @@ type Records interface {
 // Jobs accepts builds and ends them; a *queue.Queue is one.
 type Jobs interface {
 	// Submit returns a queued or running build of the same key, if there is
-	// one, instead of the one submitted. queue.ErrFull if there is no room.
+	// one, instead of the one submitted. queue.ErrFull if there is no room,
+	// queue.ErrCallerFull if the caller has too many already.
 	Submit(ctx context.Context, s queue.Submission) (build.Build, error)
 	// Cancel returns queue.ErrEnded for a build that has ended.
 	Cancel(ctx context.Context, id build.ID) error
@@ -92,7 +93,7 @@ type Metrics interface {
 	ArtifactServed(bytes int64)
 }
 
-// Options are what the API serves. All are required but Metrics,
+// Options are what the API serves. All are required but Access, Metrics,
 // MetricsHandler and Log.
 type Options struct {
 	Builds    Builds
@@ -102,6 +103,8 @@ type Options struct {
 
 	Image func() string                      // digest of the builder image; "" while it is being prepared
 	Ready func(ctx context.Context) []string // names what is not ready; none: everything is
+
+	Access Access // who may build, and how often
 
 	Metrics        Metrics
 	MetricsHandler http.Handler // GET /metrics
@@ -115,7 +118,7 @@ func New(o Options) http.Handler {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &server{Options: o, crossOrigin: http.NewCrossOriginProtection()}
+	s := &server{Options: o, gate: newGate(o.Access), crossOrigin: http.NewCrossOriginProtection()}
 	s.routes = s.table()
 	return http.MaxBytesHandler(s, maxBody)
 }
@@ -125,6 +128,7 @@ const maxBody = 64 << 10
 
 type server struct {
 	Options
+	gate        *gate
 	routes      map[string]methods
 	crossOrigin *http.CrossOriginProtection
 }

@@ -30,6 +30,7 @@ var statuses = []struct {
 	code  int
 	text  string
 	retry time.Duration // goes into Retry-After
+	asks  string        // goes into WWW-Authenticate
 }{
 	{err: build.ErrInvalid, code: http.StatusBadRequest},
 	{err: errNoRoute, code: http.StatusNotFound},
@@ -37,13 +38,17 @@ var statuses = []struct {
 	{err: errPathTooLong, code: http.StatusRequestURITooLong},
 	{err: errCrossOrigin, code: http.StatusForbidden},
 	{err: errBadRange, code: http.StatusRequestedRangeNotSatisfiable},
-	{err: gitsrc.ErrBadAuthorization, code: http.StatusUnauthorized},
+	{err: gitsrc.ErrBadAuthorization, code: http.StatusUnauthorized, asks: `Basic realm="cargo", Bearer realm="cargo"`},
+	{err: errNoToken, code: http.StatusUnauthorized, asks: tokenHeader + ` realm="cargo"`},
+	{err: errWrongToken, code: http.StatusUnauthorized, asks: tokenHeader + ` realm="cargo"`},
+	{err: errTooMany, code: http.StatusTooManyRequests},
 	{err: gitsrc.ErrNotFound, code: http.StatusNotFound, text: "no such repository or version, or no permission to read it; a private one needs an Authorization header with a token that can read it"},
 	{err: gitsrc.ErrUnavailable, code: http.StatusServiceUnavailable, text: "the git host does not answer; try again soon", retry: 30 * time.Second},
 	{err: buildlog.ErrOffset, code: http.StatusBadRequest},
 	{err: queue.ErrNotFound, code: http.StatusNotFound, text: "no such build, or no permission to see it; a private repository's needs an Authorization header with a token that can read it"},
 	{err: queue.ErrEnded, code: http.StatusConflict, text: "the build has ended already"},
 	{err: queue.ErrFull, code: http.StatusServiceUnavailable, text: "the build queue is full; try again soon", retry: 10 * time.Second},
+	{err: queue.ErrCallerFull, code: http.StatusTooManyRequests, retry: 10 * time.Second},
 	{err: queue.ErrBroken, code: http.StatusServiceUnavailable, text: "the server cannot write to its disk; try again later", retry: time.Minute},
 	{err: queue.ErrClosed, code: http.StatusServiceUnavailable, text: "the server is stopping; try again soon", retry: 5 * time.Second},
 	{err: errNotReady, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
@@ -63,6 +68,7 @@ type problem struct {
 	hint
 
 	retry time.Duration
+	asks  string
 }
 
 // hint is what an error knows that helps the caller on.
@@ -84,12 +90,15 @@ func problemOf(err error) problem {
 	p := problem{Type: "about:blank", Status: http.StatusInternalServerError, Detail: "something broke on our side; the server's log says what"}
 	for _, s := range statuses {
 		if errors.Is(err, s.err) {
-			p.Status, p.Detail, p.retry = s.code, cmp.Or(s.text, err.Error()), s.retry
+			p.Status, p.Detail, p.retry, p.asks = s.code, cmp.Or(s.text, err.Error()), s.retry, s.asks
 			break
 		}
 	}
 	if e, ok := errors.AsType[*gitsrc.RefusedError](err); ok {
 		p.Status, p.Detail = http.StatusUnprocessableEntity, e.Error()
+	}
+	if e, ok := errors.AsType[*slowError](err); ok {
+		p.retry = e.wait
 	}
 	p.Title = http.StatusText(p.Status)
 	if e, ok := errors.AsType[*hintError](err); ok {
@@ -107,10 +116,10 @@ func writeProblem(w *response, err error) {
 	}
 	h.Set("Cache-Control", "no-store")
 	if p.retry > 0 {
-		h.Set("Retry-After", strconv.Itoa(int(p.retry.Seconds())))
+		h.Set("Retry-After", strconv.Itoa(seconds(p.retry)))
 	}
-	if p.Status == http.StatusUnauthorized {
-		h.Set("WWW-Authenticate", `Basic realm="cargo", Bearer realm="cargo"`)
+	if p.asks != "" {
+		h.Set("WWW-Authenticate", p.asks)
 	}
 	body, err := json.Marshal(p)
 	if err != nil {

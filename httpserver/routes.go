@@ -40,6 +40,7 @@ type methods map[string]func(w *response, c call) error
 type call struct {
 	*http.Request
 	route  string
+	caller caller
 	id     build.ID     // of routeBuild and routeLog; perhaps not valid
 	target build.Target // of routeTarget and routeArchive; valid, without recipe
 }

@@ -27,6 +27,7 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	h.Set("Vary", "Authorization")
 
 	c, err := find(r)
+	c.caller = s.gate.identify(r)
 	if err == nil {
 		err = s.answer(w, c)
 	}
@@ -55,11 +56,14 @@ func (s *server) answer(w *response, c call) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.gate.admit(c); err != nil {
+		return err
+	}
 	return h(w, c)
 }
 
 // account writes the request into the log and the metrics. Neither sees the
-// query or a header.
+// query or a header; the log has the name of the caller who has a token.
 func (s *server) account(w *response, c call, err error, d time.Duration) {
 	gone := c.Context().Err() != nil
 	code := w.code
@@ -78,6 +82,9 @@ func (s *server) account(w *response, c call, err error, d time.Duration) {
 	attrs := []slog.Attr{
 		slog.String("method", c.Method), slog.String("route", c.route), slog.String("path", c.URL.Path),
 		slog.Int("code", code), slog.Int64("ms", d.Milliseconds()), slog.Int64("bytes", w.bytes),
+	}
+	if c.caller.name != "" {
+		attrs = append(attrs, slog.String("caller", c.caller.name))
 	}
 	level := slog.LevelInfo
 	switch {

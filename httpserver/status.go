@@ -54,5 +54,6 @@ DELETE /builds/{id}                                         cancel it
 GET    /healthz  /readyz  /metrics
 
 A slash in a version is written %2F. For a private repository send
-"Authorization: token T" with every request.
+"Authorization: token T" with every request. Where building takes a token of
+this server's own, send it as "Cargo-Token: T" with POST and DELETE.
 `

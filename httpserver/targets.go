@@ -60,7 +60,7 @@ func (s *server) submit(w *response, c call) error {
 			return err
 		}
 	}
-	b, err = s.Builds.Submit(c.Context(), queue.Submission{Build: b, Sealed: sealed})
+	b, err = s.Builds.Submit(c.Context(), queue.Submission{Build: b, Sealed: sealed, Caller: s.gate.account(c.caller)})
 	if err != nil {
 		return err
 	}
