@@ -33,7 +33,7 @@ func (s *server) locate(c call, maxAge time.Duration) (t build.Target, m *artifa
 	if err != nil {
 		return t, nil, ref, err
 	}
-	ref, err = s.Source.Resolve(c.Context(), t.Repository, t.Version, tok, maxAge)
+	ref, err = s.resolve(c, t, tok, maxAge)
 	if errors.Is(err, gitsrc.ErrUnavailable) {
 		if known, staleErr := s.Source.ResolveStale(t.Repository, t.Version); staleErr == nil {
 			ref, err = known, nil

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -355,4 +356,53 @@ type noArtifacts struct{ httpserver.Artifacts }
 
 func (noArtifacts) Lookup(string) (artifact.Meta, error) {
 	return artifact.Meta{}, artifact.ErrNotFound
+}
+
+// Only so many ask a git host at once; the others wait a while for their turn.
+func TestListingsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &slowSource{answer: make(chan struct{})}
+		h := httpserver.New(httpserver.Options{Source: source, Image: func() string { return image }})
+		codes := make(chan int, 20)
+		for i := range cap(codes) {
+			go func() {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), []string{"GET", "POST"}[i%2], target, nil))
+				codes <- w.Code
+			}()
+		}
+		synctest.Wait()
+		if n := source.asked.Load(); n != 16 {
+			t.Errorf("%d ask at once, want 16", n)
+		}
+		source.answer <- struct{}{} // makes room for one that waits
+		synctest.Wait()
+		if n, code := source.asked.Load(), <-codes; n != 17 || code != http.StatusNotFound {
+			t.Errorf("%d have asked, want 17; the first is told %d", n, code)
+		}
+		time.Sleep(10 * time.Second)
+		for range 3 {
+			if code := <-codes; code != http.StatusServiceUnavailable {
+				t.Errorf("who waits for long is told %d, want 503", code)
+			}
+		}
+		close(source.answer)
+		for range 16 {
+			if code := <-codes; code != http.StatusNotFound {
+				t.Errorf("who has asked is told %d", code)
+			}
+		}
+	})
+}
+
+type slowSource struct {
+	httpserver.Source
+	asked  atomic.Int32
+	answer chan struct{}
+}
+
+func (s *slowSource) Resolve(context.Context, build.Repository, string, gitsrc.Token, time.Duration) (gitsrc.Ref, error) {
+	s.asked.Add(1)
+	<-s.answer
+	return gitsrc.Ref{}, gitsrc.ErrNotFound
 }

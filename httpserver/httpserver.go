@@ -118,7 +118,7 @@ func New(o Options) http.Handler {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &server{Options: o, gate: newGate(o.Access), crossOrigin: http.NewCrossOriginProtection()}
+	s := &server{Options: o, gate: newGate(o.Access), listings: make(chan struct{}, listingsAtOnce), crossOrigin: http.NewCrossOriginProtection()}
 	s.routes = s.table()
 	return http.MaxBytesHandler(s, maxBody)
 }
@@ -129,6 +129,7 @@ const maxBody = 64 << 10
 type server struct {
 	Options
 	gate        *gate
+	listings    chan struct{} // one for each that goes on
 	routes      map[string]methods
 	crossOrigin *http.CrossOriginProtection
 }

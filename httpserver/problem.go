@@ -20,6 +20,7 @@ var (
 	errAlreadyBuilt = errors.New("built already")
 	errNotReady     = errors.New("the builder image is being prepared; GET /readyz says when it is there")
 	errBadRange     = errors.New("the archive has no such range; Content-Range says how long it is")
+	errListing      = errors.New("the server is busy asking git hosts for others; try again soon")
 	errWaiting      = errors.New("not ready")
 )
 
@@ -52,6 +53,7 @@ var statuses = []struct {
 	{err: queue.ErrBroken, code: http.StatusServiceUnavailable, text: "the server cannot write to its disk; try again later", retry: time.Minute},
 	{err: queue.ErrClosed, code: http.StatusServiceUnavailable, text: "the server is stopping; try again soon", retry: 5 * time.Second},
 	{err: errNotReady, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
+	{err: errListing, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
 	{err: errWaiting, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
 	{err: errNotBuilt, code: http.StatusNotFound},
 	{err: artifact.ErrNotFound, code: http.StatusNotFound, text: "not built; POST the path of the target to build it"},

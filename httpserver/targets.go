@@ -1,12 +1,15 @@
 package httpserver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/queue"
 )
 
@@ -28,7 +31,7 @@ func (s *server) submit(w *response, c call) error {
 	if err != nil {
 		return err
 	}
-	ref, err := s.Source.Resolve(c.Context(), t.Repository, t.Version, tok, 0)
+	ref, err := s.resolve(c, t, tok, 0)
 	if err != nil {
 		return err
 	}
@@ -65,6 +68,26 @@ func (s *server) submit(w *response, c call) error {
 		return err
 	}
 	return accepted(w, b.ID)
+}
+
+const (
+	listingsAtOnce = 16               // a host's longest listings take 125 MB each while they are read
+	listingWait    = 10 * time.Second // for one of the others to end
+)
+
+// resolve is Source.Resolve, of which only so many go on at once.
+func (s *server) resolve(c call, t build.Target, tok gitsrc.Token, maxAge time.Duration) (gitsrc.Ref, error) {
+	wait := time.NewTimer(listingWait)
+	defer wait.Stop()
+	select {
+	case s.listings <- struct{}{}:
+		defer func() { <-s.listings }()
+	case <-wait.C:
+		return gitsrc.Ref{}, errListing
+	case <-c.Context().Done():
+		return gitsrc.Ref{}, context.Cause(c.Context())
+	}
+	return s.Source.Resolve(c.Context(), t.Repository, t.Version, tok, maxAge)
 }
 
 // accepted answers that work on a build will begin, or end, soon.
