@@ -6,24 +6,20 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/mod/module"
-	"golang.org/x/mod/zip"
-
 	"github.com/monochromegane/cargo/gitsrc/gitsrctest"
+	"github.com/monochromegane/cargo/scripts/modrepo"
 )
 
 func main() {
@@ -64,42 +60,25 @@ func serve(ctx context.Context, modules []string) error {
 
 // repository makes the bare repository of one module below root.
 func repository(ctx context.Context, root, name string) error {
-	out, err := exec.CommandContext(ctx, "go", "mod", "download", "-json", name).Output()
-	var info struct{ Path, Version, Zip, Error string }
-	if jsonErr := json.Unmarshal(out, &info); jsonErr != nil {
-		return errors.Join(err, jsonErr)
-	}
-	if info.Error != "" {
-		return errors.New(info.Error)
-	}
-	_, name, ok := strings.Cut(info.Path, "/")
-	if !ok {
-		return errors.New("its path has no owner and name")
-	}
 	tree, err := os.MkdirTemp(root, "tree-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tree)
-	if err := zip.Unzip(tree, module.Version{Path: info.Path, Version: info.Version}, info.Zip); err != nil {
+	work, err := modrepo.New(ctx, tree)
+	if err != nil {
 		return err
 	}
-	bare := filepath.Join(root, filepath.FromSlash(name)+".git")
-	for _, args := range [][]string{
-		{"init", "-q", "-b", "main"},
-		{"add", "--all", "--force"},
-		{"commit", "-q", "-m", info.Version},
-		{"tag", "-a", "-m", info.Version, info.Version},
-		{"clone", "-q", "--bare", ".", bare},
-	} {
-		git := exec.CommandContext(ctx, "git", args...)
-		git.Dir = tree
-		git.Env = append(os.Environ(), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null",
-			"GIT_AUTHOR_NAME=githost", "GIT_AUTHOR_EMAIL=githost@localhost", "GIT_AUTHOR_DATE=2026-01-01T00:00:00Z",
-			"GIT_COMMITTER_NAME=githost", "GIT_COMMITTER_EMAIL=githost@localhost", "GIT_COMMITTER_DATE=2026-01-01T00:00:00Z")
-		if out, err := git.CombinedOutput(); err != nil {
-			return fmt.Errorf("git %s: %w\n%s", args[0], err, out)
-		}
+	m, err := work.Unpack(ctx, name)
+	if err != nil {
+		return err
 	}
-	return nil
+	_, path, ok := strings.Cut(m.Path, "/")
+	if !ok {
+		return errors.New("its path has no owner and name")
+	}
+	if err := work.Commit(ctx, m.Version); err != nil {
+		return err
+	}
+	return work.Publish(ctx, filepath.Join(root, filepath.FromSlash(path)+".git"))
 }
