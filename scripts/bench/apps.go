@@ -60,11 +60,11 @@ type appHost struct {
 // order is that in which apps are made and built.
 var order = []string{hey, peco, fzf, gum, second, chatty}
 
-// newAppHost makes the repositories of the needed apps below dir and serves them until close.
-func newAppHost(ctx context.Context, dir string, needed map[string]bool) (*appHost, error) {
+// newAppHost makes the repositories of the apps that are keys of needed below dir, and serves them until close.
+func newAppHost(ctx context.Context, dir string, needed map[string][]string) (*appHost, error) {
 	h := &appHost{dir: dir, ended: make(chan struct{})}
 	for _, name := range order {
-		if !needed[name] {
+		if len(needed[name]) == 0 {
 			continue
 		}
 		progress("making the repository of %s", name)

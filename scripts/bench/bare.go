@@ -31,7 +31,7 @@ func (l *lab) newBare(ctx context.Context, toolchain string) (*bare, error) {
 		}
 	}
 	for _, name := range l.apps.names {
-		for _, goos := range systems(name) {
+		for _, goos := range l.systems(name) {
 			dir := l.apps.work(name).Dir
 			if err := command(ctx, dir, b.env(b.std, goos), io.Discard, "go", "list", "-deps", catalog[name].main); err != nil {
 				return nil, err

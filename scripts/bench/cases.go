@@ -8,21 +8,24 @@ import (
 
 // A benchCase is one row or more of the report.
 type benchCase struct {
-	name  string
-	about string
-	apps  []string
-	run   func(*lab, context.Context) error
+	name    string
+	about   string
+	systems []string // that the apps are built for
+	apps    []string
+	run     func(*lab, context.Context) error
 }
 
+var linux = preparedOn[:1]
+
 var cases = []benchCase{
-	{"hey", "its first build ever, its next commit", []string{hey}, firstAndNext(hey, 600*time.Millisecond)},
-	{"fzf", "its first build ever, its next commit", []string{fzf}, firstAndNext(fzf, 800*time.Millisecond)},
-	{"gum", "its first build ever, its next commit", []string{gum}, firstAndNext(gum, 800*time.Millisecond)},
-	{"second-repo", "first build of a repository with the dependencies of gum", []string{gum, second}, (*lab).secondRepo},
-	{"second-target", "windows after linux", []string{hey, fzf}, (*lab).secondTarget},
-	{"at-once", "4 different first builds at once, two at a time", []string{hey, peco, fzf, gum}, (*lab).atOnce},
-	{"memory", "what a build adds to the server", []string{fzf, chatty}, (*lab).memory},
-	{"old-way", "hey in a Docker container with empty caches", []string{hey}, (*lab).oldWay},
+	{"hey", "its first build ever, its next commit", linux, []string{hey}, firstAndNext(hey, 600*time.Millisecond)},
+	{"fzf", "its first build ever, its next commit", linux, []string{fzf}, firstAndNext(fzf, 800*time.Millisecond)},
+	{"gum", "its first build ever, its next commit", linux, []string{gum}, firstAndNext(gum, 800*time.Millisecond)},
+	{"second-repo", "first build of a repository with the dependencies of gum", linux, []string{gum, second}, (*lab).secondRepo},
+	{"second-target", "windows after linux", preparedOn, []string{hey, fzf}, (*lab).secondTarget},
+	{"at-once", "4 different first builds at once, two at a time", linux, []string{hey, peco, fzf, gum}, (*lab).atOnce},
+	{"memory", "what a build adds to the server", linux, []string{fzf, chatty}, (*lab).memory},
+	{"old-way", "hey in a Docker container with empty caches", linux, []string{hey}, (*lab).oldWay},
 }
 
 // A rule is what a figure must be: at most factor times its base, and plus.

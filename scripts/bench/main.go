@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -62,9 +63,10 @@ type lab struct {
 	bare    *bare
 	report  report
 
-	canPrepare bool   // cargo serve has --prepare
-	prepared   string // data directory with nothing but the standard library
-	warm       string // the same, with the modules of the apps
+	needed     map[string][]string // systems that the chosen cases build an app for
+	canPrepare bool                // cargo serve has --prepare
+	prepared   string              // data directory with nothing but the standard library
+	warm       string              // the same, with the modules of the apps
 	firsts     map[string]time.Duration
 }
 
@@ -105,12 +107,12 @@ func bench(ctx context.Context, o options, run string) (err error) {
 
 func (l *lab) measure(ctx context.Context, pattern *regexp.Regexp) error {
 	var chosen []benchCase
-	needed := map[string]bool{}
+	l.needed = map[string][]string{}
 	for _, c := range cases {
 		if pattern.MatchString(c.name) {
 			chosen = append(chosen, c)
 			for _, a := range c.apps {
-				needed[a] = true
+				l.needed[a] = slices.Compact(slices.Sorted(slices.Values(append(l.needed[a], c.systems...))))
 			}
 		}
 	}
@@ -119,7 +121,7 @@ func (l *lab) measure(ctx context.Context, pattern *regexp.Regexp) error {
 	}
 	l.report.machine = machine(ctx, l.options)
 	var err error
-	if l.apps, err = newAppHost(ctx, filepath.Join(l.scratch, "apps"), needed); err != nil {
+	if l.apps, err = newAppHost(ctx, filepath.Join(l.scratch, "apps"), l.needed); err != nil {
 		return err
 	}
 	defer l.apps.close()

@@ -64,7 +64,7 @@ func (l *lab) warmModules(ctx context.Context) (toolchain string, err error) {
 	}
 	err = l.serveOn(ctx, once, nil, func(s *server) error {
 		for _, name := range l.apps.names {
-			for _, goos := range systems(name) {
+			for _, goos := range l.systems(name) {
 				progress("building %s for %s once, for its modules", name, goos)
 				id, err := s.post(ctx, target(name, goos, catalog[name].version))
 				if err != nil {
@@ -102,16 +102,12 @@ func (l *lab) warmModules(ctx context.Context) (toolchain string, err error) {
 	)
 }
 
-// systems are what an app is built for.
-func systems(name string) []string {
-	switch name {
-	case chatty:
+// systems are what the chosen cases build an app for. An app with a Makefile has no modules.
+func (l *lab) systems(name string) []string {
+	if catalog[name].main == "" {
 		return nil
-	case hey, fzf:
-		return preparedOn
-	default:
-		return preparedOn[:1]
 	}
+	return l.needed[name]
 }
 
 // compiler is the version of Go that compiled what r made.

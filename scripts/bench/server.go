@@ -166,7 +166,7 @@ func (s *server) until(ctx context.Context, limit time.Duration, what string, f 
 			return err
 		}
 		select {
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(200 * time.Millisecond):
 		case <-s.over:
 			return errors.New("cargo serve ended by itself")
 		case <-ctx.Done():
