@@ -47,12 +47,18 @@ func (l *lab) watchBuild(ctx context.Context, s *server, label, name string, who
 	if err != nil {
 		return err
 	}
-	busy, err := s.watch(func() error {
-		_, err := l.build(ctx, s, label, name, "linux", catalog[name].version)
+	var r record
+	busy, err := s.watch(func() (err error) {
+		r, err = l.build(ctx, s, label, name, "linux", catalog[name].version)
 		return err
 	})
 	if err != nil {
 		return err
+	}
+	if name == chatty {
+		if n, err := s.logSize(ctx, r.ID); err != nil || n < logBytes {
+			return fmt.Errorf("the log has %d bytes of %d: %w", n, logBytes, err)
+		}
 	}
 	whole.base = append(whole.base, idle.middle("VmRSS"))
 	whole.got = append(whole.got, busy.peak("VmRSS"))

@@ -146,7 +146,7 @@ func (r *report) writeBuilds(w io.Writer) error {
 
 func (r *report) writeFigures(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "case\tagainst\tthat\tCargo\tmust be\tratio\t\n")
+	fmt.Fprintf(tw, "case\tagainst\tbase\tCargo\tmust be\tratio\t\n")
 	bound, within := 0, 0
 	for _, f := range r.figures {
 		fmt.Fprintf(tw, "%s\t%s\t%.2f %s\t%.2f %s\t%s\t%.2f\t%s\n", f.name, f.against, f.base, f.unit, f.got, f.unit, f.must(), f.ratio(), f.verdict())

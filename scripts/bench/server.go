@@ -185,6 +185,7 @@ func (s *server) do(ctx context.Context, method, path string) (*http.Response, e
 
 // A record is what Cargo says of a build.
 type record struct {
+	ID       string    `json:"build_id"`
 	State    string    `json:"state"`
 	Reason   string    `json:"reason"`
 	Message  string    `json:"message"`
@@ -266,4 +267,14 @@ func (s *server) wait(ctx context.Context, id string) (r record, err error) {
 		err = fmt.Errorf("the build %s: %s", strings.TrimSpace(r.State+" "+r.Reason), r.Message)
 	}
 	return r, err
+}
+
+// logSize is the length of a build's log, read to its end.
+func (s *server) logSize(ctx context.Context, id string) (int64, error) {
+	resp, err := s.do(ctx, http.MethodGet, "/builds/"+id+"/logs")
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	return io.Copy(io.Discard, resp.Body)
 }
