@@ -56,8 +56,12 @@ func (l *lab) watchBuild(ctx context.Context, s *server, label, name string, who
 		return err
 	}
 	if name == chatty {
-		if n, err := s.logSize(ctx, r.ID); err != nil || n < logBytes {
-			return fmt.Errorf("the log has %d bytes of %d: %w", n, logBytes, err)
+		n, err := s.logSize(ctx, r.ID)
+		if err != nil {
+			return err
+		}
+		if n < logBytes {
+			return fmt.Errorf("the log has %d bytes, and %d were printed", n, logBytes)
 		}
 	}
 	whole.base = append(whole.base, idle.middle("VmRSS"))
