@@ -31,6 +31,10 @@ bin/builder.tar: $(wildcard scripts/builder-image/*.go)
 test: ## everything, on both engines, from nothing
 	@scripts/test
 
+.PHONY: test-hostile
+test-hostile: ## repositories that mean harm, all of them on both engines
+	@CARGO_TEST_HOSTILE=all scripts/test -v -run TestHostile ./cmd/cargo
+
 .PHONY: test-unit
 test-unit: ## what needs no engine
 	go test -short $(unit)
