@@ -54,7 +54,7 @@ func TestSweepAfterKill(t *testing.T) {
 	dir := t.TempDir()
 	open(t, disk.Options{Dir: dir, Limit: 64 * mib})
 	for range 15 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChurn$") //nolint:gosec // this program
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChurn$")
 		cmd.Env = append(os.Environ(), churn+"="+dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -64,7 +64,7 @@ func TestSweepAfterKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		lines := bufio.NewScanner(out)
-		for range 1 + rand.IntN(20) { //nolint:gosec // any will do
+		for range 1 + rand.IntN(20) {
 			if !lines.Scan() {
 				t.Fatalf("the child ended: %v", cmd.Wait())
 			}

@@ -85,7 +85,7 @@ func makeDir(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o755) //nolint:gosec // another user shall read it
+	return os.Chmod(path, 0o755) //nolint:gosec // builds read it
 }
 
 // addMod adds a go.mod of the download cache: a link to file if that is still

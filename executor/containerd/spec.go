@@ -86,7 +86,7 @@ func mounts(binds []executor.Mount, tmp int64) []specs.Mount {
 }
 
 func resources(l executor.Limits, background bool) *specs.LinuxResources {
-	shares := uint64(sandbox.CPUShares(background)) //nolint:gosec // never negative
+	shares := uint64(sandbox.CPUShares(background))
 	r := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, // the runtime adds null, zero and the like
 		Memory:  &specs.LinuxMemory{Limit: &l.Memory, Swap: &l.Memory},    // Swap is memory and swap together

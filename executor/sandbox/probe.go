@@ -73,7 +73,7 @@ func prepareProbe(dir string) (probe, content string, err error) {
 		return "", "", fmt.Errorf("mount %s: %w", probe, err)
 	}
 	content = rand.Text()
-	if err := os.WriteFile(filepath.Join(probe, "in"), []byte(content+"\n"), 0o644); err != nil { //nolint:gosec // the step is another user
+	if err := os.WriteFile(filepath.Join(probe, "in"), []byte(content+"\n"), 0o644); err != nil { // the step is another user
 		return "", "", err
 	}
 	return probe, content, os.Chown(probe, executor.HostUID, executor.HostUID)
