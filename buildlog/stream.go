@@ -31,9 +31,10 @@ func (s *stream) Close() error {
 type splitter struct {
 	limit   int
 	emit    func(text []byte, cut int64)
-	text    []byte // of the line that has begun
-	cut     int64  // bytes of that line that are dropped
-	swallow bool   // the line has been ended by \r already, \n adds nothing
+	drop    func(n int64) // is told of bytes that are dropped, as they are; nil if nobody is
+	text    []byte        // of the line that has begun
+	cut     int64         // bytes of that line that are dropped
+	swallow bool          // the line has been ended by \r already, \n adds nothing
 }
 
 func (s *splitter) write(p []byte) {
@@ -77,6 +78,9 @@ func (s *splitter) add(p []byte) {
 	}
 	s.text = append(s.text, p[:keep]...)
 	s.cut += int64(len(p) - keep)
+	if s.drop != nil && keep < len(p) {
+		s.drop(int64(len(p) - keep))
+	}
 }
 
 func (s *splitter) flush() {

@@ -33,6 +33,7 @@ type Writer struct {
 	mu     sync.Mutex
 	held   []byte // whole lines that are not in the file yet
 	size   int64  // of the file and held
+	cut    int64  // bytes of lines that were too long; they count towards the limit
 	mute   bool   // the limit is reached
 	closed bool
 
@@ -48,7 +49,7 @@ type Writer struct {
 
 // Create opens the log of a build to append to it, and makes it if there is
 // none. A last line that a crash left torn is cut off. limit is in bytes, of
-// the whole file; output beyond it is dropped, lines of Log are not; 0 means
+// the whole file and what was cut out of its lines; output beyond it is dropped, lines of Log are not; 0 means
 // DefaultLimit. ErrInUse if the log has a Writer.
 func (s *Store) Create(id build.ID, limit int64) (*Writer, error) {
 	if limit <= 0 {
@@ -157,7 +158,7 @@ func (w *Writer) Stream(name, phase string) io.WriteCloser {
 	if phase != "" {
 		attrs = appendAttr(attrs, slog.String("phase", phase), w.store.lineLimit)
 	}
-	return &stream{split: splitter{limit: w.store.lineLimit, emit: func(text []byte, cut int64) {
+	return &stream{split: splitter{limit: w.store.lineLimit, drop: w.drop, emit: func(text []byte, cut int64) {
 		w.line(true, func(b []byte, now time.Time) []byte {
 			b = appendHead(b, w.id, slog.LevelInfo, text, now)
 			return appendEnd(append(b, attrs...), cut)
@@ -179,12 +180,9 @@ func (w *Writer) line(output bool, encode func(b []byte, now time.Time) []byte) 
 	now := time.Now().UTC()
 	before := len(w.held)
 	w.held = encode(w.held, now)
-	if output && w.size+int64(len(w.held)-before) > w.limit {
-		w.held = appendHead(w.held[:before], w.id, slog.LevelError,
-			"the log has reached its limit: later output is dropped; --log-limit raises it", now)
-		w.held = appendEnd(appendAttr(w.held, slog.Int64("limit_bytes", w.limit), w.store.lineLimit), 0)
-		w.mute = true
-		close(w.full)
+	if output && w.size+w.cut+int64(len(w.held)-before) > w.limit {
+		w.held = w.held[:before]
+		w.overflow(now)
 	}
 	w.size += int64(len(w.held) - before)
 	much := len(w.held) >= maxHeld
@@ -197,6 +195,26 @@ func (w *Writer) line(output bool, encode func(b []byte, now time.Time) []byte) 
 	select {
 	case w.wake <- struct{}{}:
 	default:
+	}
+}
+
+// overflow ends the output, under mu, with a line that says so.
+func (w *Writer) overflow(now time.Time) {
+	w.held = appendHead(w.held, w.id, slog.LevelError, "the log has reached its limit: later output is dropped; --log-limit raises it", now)
+	w.held = appendEnd(appendAttr(w.held, slog.Int64("limit_bytes", w.limit), w.store.lineLimit), 0)
+	w.mute = true
+	close(w.full)
+}
+
+// drop counts n bytes of a line that is too long: one without an end must not
+// go on for ever.
+func (w *Writer) drop(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cut += n; !w.closed && !w.mute && w.size+w.cut > w.limit {
+		before := len(w.held)
+		w.overflow(time.Now().UTC())
+		w.size += int64(len(w.held) - before)
 	}
 }
 
