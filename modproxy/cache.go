@@ -256,6 +256,14 @@ func (c *cache) victim() *list.Element {
 	return nil
 }
 
+// size is what is kept, in bytes.
+func (c *cache) size() (int64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.load()
+	return c.bytes, err
+}
+
 func (c *cache) enlist(e *entry) {
 	c.entries[e.name] = c.uses.PushFront(e)
 	c.bytes += e.size

@@ -147,6 +147,15 @@ func patterns(list string) string {
 	return strings.Join(strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' }), ",")
 }
 
+// Bytes is how much is kept, or -1 if that cannot be read.
+func (p *Proxy) Bytes() int64 {
+	n, err := p.cache.size()
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
 // Env is what the go command in a build must be told besides the address of
 // its Door, so that it trusts what the Proxy trusts: GOSUMDB, GONOSUMDB.
 func (p *Proxy) Env() []string {
