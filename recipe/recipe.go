@@ -19,6 +19,10 @@ type Plan struct {
 	Steps []Step
 	Env   []string // "KEY=value", on top of what every build gets
 	Out   string   // "": the output is what was added to the tree; else it is all that is in this directory
+
+	// RunsCode says that a step runs what the repository says, as make does.
+	// go build with cgo off only compiles it.
+	RunsCode bool
 }
 
 // A Step is one command.
@@ -66,8 +70,9 @@ func For(tree *os.Root, t build.Target, c Commit, out string) (Plan, error) {
 	}
 	if t.Recipe == build.RecipeAuto && hasMakefile(tree) {
 		return Plan{
-			Name:  "make",
-			Steps: []Step{{Args: []string{"make"}, Failure: build.ReasonExit, Doing: "running make"}},
+			Name:     "make",
+			Steps:    []Step{{Args: []string{"make"}, Failure: build.ReasonExit, Doing: "running make"}},
+			RunsCode: true,
 		}, nil
 	}
 	return goPlan(tree, t, c, out)

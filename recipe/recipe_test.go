@@ -70,7 +70,7 @@ func packages(p recipe.Plan) (dirs []string) {
 }
 
 func TestMakefile(t *testing.T) {
-	makePlan := recipe.Plan{Name: "make", Steps: []recipe.Step{{Args: []string{"make"}, Failure: build.ReasonExit, Doing: "running make"}}}
+	makePlan := recipe.Plan{Name: "make", Steps: []recipe.Step{{Args: []string{"make"}, Failure: build.ReasonExit, Doing: "running make"}}, RunsCode: true}
 	for _, tc := range []struct {
 		name  string
 		files map[string]string
