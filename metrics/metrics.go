@@ -19,9 +19,14 @@ type Options struct {
 	QueueDepth func() float64 // builds accepted and not yet started, read at each scrape; nil for none
 	Running    func() float64 // builds under way, likewise
 
+	Kept     map[string]func() float64 // bytes that are kept, by what they are, likewise
+	DiskKind func() string             // of DiskKinds, how the disks of builds are bounded; "" while that is not known
+
 	Version, Commit, GoVersion string
 
+	DiskKinds []string
 	Executors []string
+	Modules   []string // where a module came from
 	Results   []string
 	Phases    []string
 	Routes    []string
@@ -31,7 +36,7 @@ type Options struct {
 type Metrics struct {
 	registry *prometheus.Registry
 
-	executors, results, phases, routes values
+	executors, results, phases, routes, modules values
 
 	builds        *prometheus.CounterVec
 	buildDuration *prometheus.HistogramVec
@@ -40,6 +45,9 @@ type Metrics struct {
 	requests      *prometheus.CounterVec
 	requestTime   *prometheus.HistogramVec
 	artifactBytes *prometheus.CounterVec
+	moduleServed  *prometheus.CounterVec
+	moduleBytes   prometheus.Counter
+	prepared      *prometheus.GaugeVec
 }
 
 // New returns Metrics whose series start at zero, so that the first event is a
@@ -47,7 +55,7 @@ type Metrics struct {
 func New(o Options) *Metrics {
 	m := &Metrics{
 		registry:  prometheus.NewPedanticRegistry(),
-		executors: set(o.Executors), results: set(o.Results), phases: set(o.Phases), routes: set(o.Routes),
+		executors: set(o.Executors), results: set(o.Results), phases: set(o.Phases), routes: set(o.Routes), modules: set(o.Modules),
 		builds: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cargo_builds_total", Help: "Builds that ended, by how they ended.",
 		}, []string{"result"}),
@@ -68,11 +76,22 @@ func New(o Options) *Metrics {
 		artifactBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cargo_artifact_bytes_total", Help: "Bytes of archives stored and served.",
 		}, []string{"direction"}),
+		moduleServed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cargo_module_requests_total", Help: "Files of modules that builds asked for, by where they came from.",
+		}, []string{"from"}),
+		moduleBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cargo_module_fetched_bytes_total", Help: "Bytes fetched from module proxies and the checksum database.",
+		}),
+		prepared: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "cargo_cache_prepared", Help: "How much of the standard library for a target is compiled beforehand, from 0 to 1.",
+		}, []string{"goos", "goarch"}),
 	}
+	m.registry.MustRegister(kept(o)...)
 	m.registry.MustRegister(
 		gauge("cargo_queue_depth", "Builds accepted but not yet started.", o.QueueDepth),
 		gauge("cargo_builds_running", "Builds under way.", o.Running),
 		m.builds, m.buildDuration, m.buildQueue, m.buildPhase, m.requests, m.requestTime, m.artifactBytes,
+		m.moduleServed, m.moduleBytes, m.prepared,
 		info(o), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.initialise(o)
@@ -94,6 +113,26 @@ func gauge(name, help string, read func() float64) prometheus.GaugeFunc {
 		read = func() float64 { return 0 }
 	}
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+}
+
+// kept is what the server keeps, and how what builds may write is bounded.
+func kept(o Options) (gauges []prometheus.Collector) {
+	for what, read := range o.Kept {
+		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cargo_kept_bytes", Help: "Bytes that this server keeps, by what they are.", ConstLabels: prometheus.Labels{"what": what},
+		}, read))
+	}
+	for _, kind := range o.DiskKinds {
+		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cargo_disk_bound", Help: "1 for the way in which the disks of builds are bounded.", ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 {
+			if o.DiskKind() == kind {
+				return 1
+			}
+			return 0
+		}))
+	}
+	return gauges
 }
 
 func info(o Options) prometheus.Collector {
@@ -125,6 +164,9 @@ func (m *Metrics) initialise(o Options) {
 		for _, code := range []int{http.StatusOK, http.StatusInternalServerError} {
 			m.requests.WithLabelValues(route, strconv.Itoa(code))
 		}
+	}
+	for _, from := range o.Modules {
+		m.moduleServed.WithLabelValues(from)
 	}
 	for _, direction := range []string{stored, served} {
 		m.artifactBytes.WithLabelValues(direction)
@@ -168,6 +210,21 @@ func (m *Metrics) ArtifactStored(bytes int64) {
 // ArtifactServed counts the bytes of an archive that were sent to a client.
 func (m *Metrics) ArtifactServed(bytes int64) {
 	m.artifactBytes.WithLabelValues(served).Add(float64(max(bytes, 0)))
+}
+
+// ModulesServed counts n files of modules that a build asked for, or was given
+// before it asked.
+func (m *Metrics) ModulesServed(from string, n int) {
+	m.moduleServed.WithLabelValues(m.modules.or(from)).Add(float64(max(n, 0)))
+}
+
+// ModuleBytesFetched counts bytes that came over the wire for builds.
+func (m *Metrics) ModuleBytesFetched(bytes int64) { m.moduleBytes.Add(float64(max(bytes, 0))) }
+
+// LibraryPrepared says how much of the standard library for goos/goarch, a
+// target that the Go toolchain knows, is compiled beforehand.
+func (m *Metrics) LibraryPrepared(goos, goarch string, fraction float64) {
+	m.prepared.WithLabelValues(goos, goarch).Set(fraction)
 }
 
 // seconds is d, or zero where a clock that was set back made it negative.

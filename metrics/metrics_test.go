@@ -17,7 +17,11 @@ func options() metrics.Options {
 		QueueDepth: func() float64 { return 7 },
 		Running:    func() float64 { return 2 },
 		Version:    "v1.2.3", Commit: "0123abc", GoVersion: "go1.26",
+		Kept:      map[string]func() float64{"modules": func() float64 { return 11 }},
+		DiskKind:  func() string { return "loop" },
+		DiskKinds: []string{"loop", "watch"},
 		Executors: []string{"containerd"},
+		Modules:   []string{"cache", "upstream"},
 		Results:   []string{"succeeded", "canceled", "exit"},
 		Phases:    []string{"fetch", "build"},
 		Routes:    []string{"GET /metrics", "POST /{target...}"},
@@ -53,6 +57,11 @@ func has(t *testing.T, m *metrics.Metrics, want string) {
 func TestSeriesStartAtZero(t *testing.T) {
 	has(t, metrics.New(options()), `cargo_queue_depth 7
 		cargo_builds_running 2
+		cargo_kept_bytes{what="modules"} 11
+		cargo_disk_bound{kind="loop"} 1
+		cargo_disk_bound{kind="watch"} 0
+		cargo_module_requests_total{from="cache"} 0
+		cargo_module_fetched_bytes_total 0
 		cargo_build_info{commit="0123abc",goversion="go1.26",version="v1.2.3"} 1
 		cargo_builds_total{result="succeeded"} 0
 		cargo_builds_total{result="exit"} 0
