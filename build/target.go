@@ -53,6 +53,9 @@ func (t Target) ArchiveName() string {
 	return t.Name + "_" + t.GOOS + "_" + t.GOARCH + ".tar.gz"
 }
 
+// KnownPlatform reports whether the Go toolchain knows goos/goarch.
+func KnownPlatform(goos, goarch string) bool { return slices.Contains(platforms, goos+"/"+goarch) }
+
 var (
 	remotePattern  = regexp.MustCompile(`^[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$`)
 	segmentPattern = regexp.MustCompile(`^[A-Za-z0-9_~][A-Za-z0-9._-]{0,99}$`)
@@ -68,7 +71,7 @@ func (t Target) Validate() error {
 	if err := t.Repository.Validate(); err != nil {
 		return err
 	}
-	if !slices.Contains(platforms, t.Platform()) {
+	if !KnownPlatform(t.GOOS, t.GOARCH) {
 		return fmt.Errorf("%w: unknown platform %q; `go tool dist list` prints the known ones", ErrInvalid, t.Platform())
 	}
 	if !refPattern.MatchString(t.Version) {
