@@ -59,7 +59,7 @@ const (
 	ReasonTimeout          Reason = "timeout"            // it took longer than --build-timeout
 	ReasonOutOfMemory      Reason = "out_of_memory"      // the kernel killed a process at --memory
 	ReasonTooManyProcesses Reason = "too_many_processes" // the kernel refused a process at --pids
-	ReasonDiskFull         Reason = "disk_full"          // its disk is used up
+	ReasonDiskFull         Reason = "disk_full"          // it used up --disk
 	ReasonLogTooLarge      Reason = "log_too_large"      // it wrote more than --log-limit
 	ReasonSource           Reason = "source"             // the source cannot be fetched or made sense of
 	ReasonNoArtifact       Reason = "no_artifact"        // it made nothing
@@ -118,13 +118,14 @@ type PhaseName string
 const (
 	PhaseFetch   PhaseName = "fetch"   // resolve again and write the tree
 	PhasePlan    PhaseName = "plan"    // choose the recipe
+	PhaseMount   PhaseName = "mount"   // lay out modules and what was compiled before
 	PhaseBuild   PhaseName = "build"   // run it in containers
 	PhaseCollect PhaseName = "collect" // find what it made
 	PhaseStore   PhaseName = "store"   // pack and keep it
 )
 
 // Phases are all phases there are.
-var Phases = []PhaseName{PhaseFetch, PhasePlan, PhaseBuild, PhaseCollect, PhaseStore}
+var Phases = []PhaseName{PhaseFetch, PhasePlan, PhaseMount, PhaseBuild, PhaseCollect, PhaseStore}
 
 // An Artifact is the archive that a build made.
 type Artifact struct {

@@ -15,10 +15,11 @@ func (j *job) env() []string {
 		"CGO_ENABLED=0",
 		"HOME=" + goPath + "/home",
 		"GOPATH=" + goPath,
-		"GOCACHE=" + goPath + "/cache",
-		"GOMODCACHE=" + goPath + "/pkg/mod",
-		"GOTMPDIR=" + goPath + "/tmp", // /tmp counts as memory
-		"GOFLAGS=-buildvcs=false",     // git's answer differs with the image's git; the recipe stamps the version
+		"GOCACHE=" + cacheDir,
+		"GOMODCACHE=" + modDir,
+		"GOTMPDIR=" + tmpDir, // /tmp counts as memory
+		"TMPDIR=" + tmpDir,
+		"GOFLAGS=-buildvcs=false", // git's answer differs with the image's git; the recipe stamps the version
 		"GOPROXY=http://" + executor.DoorAddr,
 		"GOTOOLCHAIN=auto", // the official image says local; a newer one comes through the door
 		"SOURCE_DATE_EPOCH=" + strconv.FormatInt(j.tree.Time.Unix(), 10),

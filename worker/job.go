@@ -13,6 +13,7 @@ import (
 
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/queue"
@@ -25,11 +26,18 @@ type job struct {
 	build build.Build
 	claim *queue.Claim
 	log   *buildlog.Writer
-	root  *os.Root // the workspace
 
-	tree *gitsrc.Tree
-	plan recipe.Plan
-	made output
+	disk    *disk.Disk // the workspace
+	root    *os.Root   // of the disk
+	mounted mounted
+	mounts  []executor.Mount // of every step
+
+	removing sync.WaitGroup // of the containers of steps that have ended
+
+	tree     *gitsrc.Tree
+	plan     recipe.Plan
+	symptoms symptoms
+	made     output
 }
 
 // maxTries is how often a build is tried when it is our side that breaks.
@@ -50,7 +58,7 @@ func (w *Worker) work(builds context.Context, claim *queue.Claim) {
 	defer context.AfterFunc(builds, func() { cancel(context.Cause(builds)) })()
 
 	err := j.try(ctx, cancel)
-	v := w.judge(err)
+	v := j.judge(err)
 	level := slog.LevelInfo
 	if v.ours {
 		level = slog.LevelError
@@ -59,6 +67,7 @@ func (w *Worker) work(builds context.Context, claim *queue.Claim) {
 	if err := j.end(ctx, v); err != nil {
 		log.Error("cannot record what became of a build", "err", err)
 	}
+	j.clear()
 }
 
 // try runs the phases, again where the fault was ours, within the time and
@@ -96,22 +105,12 @@ func (j *job) try(ctx context.Context, cancel context.CancelCauseFunc) (err erro
 	}
 }
 
-// run goes through the phases once, in a workspace of its own.
+// run goes through the phases once, on a disk of its own.
 func (j *job) run(ctx context.Context, try int) error {
-	dir := filepath.Join(j.Workspace, string(j.build.ID))
-	if err := remove(dir); err != nil {
-		return fmt.Errorf("remove an earlier workspace: %w", err)
-	}
-	defer func() {
-		if err := remove(dir); err != nil { // no news of the build, which may have ended well
-			j.Log.Error("cannot remove a workspace", "build", j.build.ID, "err", err)
-		}
-	}()
-	if err := j.lay(dir); err != nil {
+	j.clear() // what an earlier try left
+	if err := j.lay(ctx); err != nil {
 		return fmt.Errorf("lay out the workspace: %w", err)
 	}
-	defer j.root.Close()
-
 	j.build.Phases = nil
 	for _, p := range []struct {
 		name build.PhaseName
@@ -119,20 +118,30 @@ func (j *job) run(ctx context.Context, try int) error {
 	}{
 		{build.PhaseFetch, j.fetch},
 		{build.PhasePlan, j.choose},
+		{build.PhaseMount, j.mount},
 		{build.PhaseBuild, func(ctx context.Context) error { return j.execute(ctx, try) }},
-		{build.PhaseCollect, j.collect},
-		{build.PhaseStore, j.store},
 	} {
-		start := time.Now()
-		err := p.do(ctx)
-		took := time.Since(start)
-		j.build.Phases = append(j.build.Phases, build.Phase{Name: p.name, Seconds: took.Seconds()})
-		j.Metrics.PhaseEnded(string(p.name), took)
-		if err != nil {
+		if err := j.phase(ctx, p.name, p.do); err != nil {
 			return err
 		}
 	}
-	return nil
+	var sealing sync.WaitGroup
+	sealing.Go(func() { j.seal(ctx) })
+	defer sealing.Wait()
+	if err := j.phase(ctx, build.PhaseCollect, j.collect); err != nil {
+		return err
+	}
+	return j.phase(ctx, build.PhaseStore, j.store)
+}
+
+// phase times one part of the build.
+func (j *job) phase(ctx context.Context, name build.PhaseName, do func(context.Context) error) error {
+	start := time.Now()
+	err := do(ctx)
+	took := time.Since(start)
+	j.build.Phases = append(j.build.Phases, build.Phase{Name: name, Seconds: took.Seconds()})
+	j.Metrics.PhaseEnded(string(name), took)
+	return err
 }
 
 func (j *job) fetch(ctx context.Context) error {
@@ -164,6 +173,10 @@ func (j *job) say(msg string, phase build.PhaseName, attrs ...slog.Attr) {
 	j.log.Log(slog.LevelInfo, msg, append([]slog.Attr{slog.String("phase", string(phase))}, attrs...)...)
 }
 
+func (j *job) warn(msg string, phase build.PhaseName, attrs ...slog.Attr) {
+	j.log.Log(slog.LevelWarn, msg, append([]slog.Attr{slog.String("phase", string(phase))}, attrs...)...)
+}
+
 // execute runs the steps of the plan, each in a fresh container over the same
 // directory, all through one door.
 func (j *job) execute(ctx context.Context, try int) error {
@@ -184,17 +197,21 @@ func (j *job) execute(ctx context.Context, try int) error {
 func (j *job) step(ctx context.Context, id string, s recipe.Step, door Door) error {
 	stdout := j.log.Stream("stdout", string(build.PhaseBuild))
 	stderr := j.log.Stream("stderr", string(build.PhaseBuild))
-	err := j.Executor.Run(ctx, executor.Step{
-		ID:     id,
-		Image:  j.Image.Ref,
-		Args:   s.Args,
-		Env:    j.env(),
-		Dir:    j.treeDir(),
-		Mounts: []executor.Mount{{Source: filepath.Join(j.root.Name(), goDir), Target: goPath, Writable: true}},
-		Door:   &stepDoor{door: door},
-		Limits: j.Limits,
-		Stdout: stdout,
-		Stderr: stderr,
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer j.guard(ctx, cancel)()
+	err := j.contain(ctx, executor.Step{
+		ID:      id,
+		Image:   j.Image.Ref,
+		Args:    s.Args,
+		Env:     j.env(),
+		Dir:     j.treeDir(),
+		Mounts:  j.mounts,
+		Door:    &stepDoor{door: door},
+		Limits:  j.Limits,
+		Limited: j.limited,
+		Stdout:  j.symptoms.watch(stdout),
+		Stderr:  j.symptoms.watch(stderr),
 	})
 	_, _ = stdout.Close(), stderr.Close()
 	select {
@@ -205,11 +222,60 @@ func (j *job) step(ctx context.Context, id string, s recipe.Step, door Door) err
 	}
 }
 
+// contain runs a step and returns when its command has ended. What it leaves
+// to be removed is removed meanwhile; clear waits for that.
+func (j *job) contain(ctx context.Context, step executor.Step) error {
+	ended := make(chan error, 1)
+	exited, verdict := false, error(nil)
+	step.Exited = func(err error) {
+		exited, verdict = true, err
+		ended <- err
+	}
+	j.removing.Go(func() {
+		err := j.Executor.Run(ctx, step)
+		if !exited {
+			ended <- err
+			return
+		}
+		if err != verdict { //nolint:errorlint // the same, unless the removal failed
+			j.Log.Error("cannot remove a container", "build", j.build.ID, "err", err)
+		}
+	})
+	return <-ended
+}
+
+// guard ends a step on a disk that the kernel does not bound when that is
+// over its limit. The caller calls release after the step.
+func (j *job) guard(ctx context.Context, cancel context.CancelCauseFunc) (release func()) {
+	ctx, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-j.disk.Exceeded():
+			cancel(errDiskFull)
+		case <-ctx.Done():
+		}
+	})
+	return func() { stop(); wg.Wait() }
+}
+
+// limited tells of a limit that a command ran into and got over.
+func (j *job) limited(limit error) {
+	limits := j.Limits.Or(executor.DefaultLimits)
+	switch {
+	case errors.Is(limit, executor.ErrOutOfMemory):
+		j.warn("The kernel ended a process of the build at its memory limit; --memory raises that.", build.PhaseBuild, slog.Int64("bytes", limits.Memory))
+	case errors.Is(limit, executor.ErrTooManyProcesses):
+		j.warn("The kernel refused the build a process at its limit of processes; --pids raises that.", build.PhaseBuild, slog.Int64("processes", limits.Pids))
+	}
+}
+
 // end writes the last line of the log and records what became of the build.
 func (j *job) end(ctx context.Context, v verdict) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	if j.log != nil {
+		j.hint(v)
 		j.log.Log(v.level(), v.message, slog.String("state", string(v.state)), slog.String("reason", string(v.reason)))
 		if err := j.log.Close(); err != nil {
 			j.Log.Error("cannot keep a build's log", "build", j.build.ID, "err", err)
@@ -229,6 +295,19 @@ func (j *job) end(ctx context.Context, v verdict) error {
 	}
 	j.Metrics.BuildEnded(j.Name, b.Result(), b.StartedAt.Sub(b.AcceptedAt), b.FinishedAt.Sub(b.StartedAt))
 	return nil
+}
+
+// hint says why a Makefile that wants something from a network has failed.
+func (j *job) hint(v verdict) {
+	if v.reason == build.ReasonExit && j.plan.RunsCode && j.symptoms.network.Load() {
+		j.warn("A build reaches no network: with --network "+j.Network+" there are "+reach[j.Network]+". See docs/builds.md#network.", build.PhaseBuild)
+	}
+}
+
+// reach is what a build may have, by Options.Network.
+var reach = map[string]string{
+	"modules": "the Go modules that this server's module proxy has, and nothing else",
+	"none":    "the Go modules that this server keeps already, and nothing else",
 }
 
 // settle gives up a claim, again until that is done or the claim is gone: a

@@ -17,6 +17,7 @@ import (
 
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/executor/executortest"
 	"github.com/monochromegane/cargo/queue"
@@ -47,7 +48,7 @@ func TestCancel(t *testing.T) {
 	r.must(r.queue.Cancel(t.Context(), b.ID))
 	b = r.wait(b.ID)
 	stop()
-	if b.State != build.Canceled || b.Reason != "" || b.Message != "Your build was canceled." || b.Artifact != nil || len(b.Phases) != 3 {
+	if b.State != build.Canceled || b.Reason != "" || b.Message != "Your build was canceled." || b.Artifact != nil || len(b.Phases) != 4 {
 		t.Errorf("record %+v", b)
 	}
 	if last := r.log(b.ID).last(); last["state"] != "canceled" || last["level"] != "warn" || last["msg"] != b.Message {
@@ -85,8 +86,9 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("counted %q", ended)
 	}
 
-	left := filepath.Join(r.opts.Workspace, string(b.ID), "go/src/git.test/me/app/left") // as by a server that was killed
+	left := filepath.Join(r.workspace, string(b.ID)+"-1", "go/src/git.test/me/app/left") // as by a server that was killed
 	r.must(os.MkdirAll(left, 0o755))
+	r.openDisks(disk.Options{Kind: disk.Watch}) // as the next server does
 	r.fake.Script = func(ctx context.Context, p executortest.Process) error {
 		if _, err := os.Lstat(p.Path(treeDir + "/left")); err == nil {
 			t.Error("the workspace is that of the first attempt")

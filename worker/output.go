@@ -69,19 +69,15 @@ func (j *job) gather(ctx context.Context, dir string, o artifact.CollectOptions)
 	defer root.Close()
 	c, err := artifact.Collect(ctx, root, o)
 	for _, s := range c.Skipped {
-		j.warn("left out", slog.String("file", s.Path), slog.String("why", s.Why))
+		j.warn("left out", build.PhaseCollect, slog.String("file", s.Path), slog.String("why", s.Why))
 	}
 	if c.Omitted > 0 {
-		j.warn("left out more", slog.Int("files", c.Omitted))
+		j.warn("left out more", build.PhaseCollect, slog.Int("files", c.Omitted))
 	}
 	if err != nil {
 		return output{}, err
 	}
 	return output{dir, c.Files}, nil
-}
-
-func (j *job) warn(msg string, attrs ...slog.Attr) {
-	j.log.Log(slog.LevelWarn, msg, append([]slog.Attr{slog.String("phase", string(build.PhaseCollect))}, attrs...)...)
 }
 
 // open opens a directory of the container after its last step. The build may

@@ -20,11 +20,15 @@ import (
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/cache"
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/executor/executortest"
 	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/gitsrc/gitsrctest"
+	"github.com/monochromegane/cargo/modproxy"
 	"github.com/monochromegane/cargo/queue"
+	"github.com/monochromegane/cargo/stdlib"
 	"github.com/monochromegane/cargo/worker"
 )
 
@@ -50,6 +54,10 @@ type rig struct {
 	opts  worker.Options
 
 	source    *gitsrc.Source
+	workspace string
+	disks     *disk.Disks
+	cache     *cache.Cache
+	library   library
 	artifacts *artifact.Store
 	logs      *buildlog.Store
 	metrics   recorder
@@ -77,13 +85,18 @@ func newRig(t *testing.T, files map[string]string, play script) *rig {
 	r.must(err)
 	r.logs, err = buildlog.Open(filepath.Join(r.data, "logs"), buildlog.Options{})
 	r.must(err)
-	workspace := filepath.Join(r.data, "workspace")
-	r.must(os.Mkdir(workspace, 0o700))
+	r.workspace = filepath.Join(r.data, "workspace")
+	r.openDisks(disk.Options{Kind: disk.Watch}) // the quickest
+	r.cache, err = cache.Open(cache.Options{Dir: filepath.Join(r.data, "packages"), UID: executor.HostUID, GID: executor.HostUID})
+	r.must(err)
+	modules, err := modproxy.New(modproxy.Options{GOPROXY: "off", GOSUMDB: "off", Dir: filepath.Join(r.data, "modules")})
+	r.must(err)
 	r.openQueue(queue.Options{Dir: filepath.Join(r.data, "queue"), Worker: "w", Log: log})
 	r.opts = worker.Options{
-		Queue: r.queue, Source: r.source, Executor: r.fake, OpenDoor: r.openDoor, Artifacts: r.artifacts, Logs: r.logs,
+		Queue: r.queue, Source: r.source, Executor: r.fake, OpenDoor: r.openDoor, Modules: modules, Artifacts: r.artifacts, Logs: r.logs,
+		Disks: r.disks, Cache: r.cache, Library: &r.library, Toolchain: stdlib.Toolchain{Version: "go1.26.8"}, Network: "modules",
 		Metrics: &r.metrics, Log: log,
-		Name: "fake", Image: executor.Image{Ref: "builder", Digest: image}, Workspace: workspace, ModuleEnv: []string{"GOSUMDB=sum.test"},
+		Name: "fake", Image: executor.Image{Ref: "builder", Digest: image}, ModuleEnv: []string{"GOSUMDB=sum.test"},
 		Concurrency: 1, Timeout: time.Minute,
 	}
 	t.Cleanup(r.checkLeftovers)
@@ -103,6 +116,28 @@ func newSource(r *rig, files int) *gitsrc.Source {
 	return s
 }
 
+// openDisks has a disk of so many bytes for each build.
+func (r *rig) openDisks(o disk.Options) {
+	r.Helper()
+	r.must(os.MkdirAll(r.workspace, 0o700))
+	o.Dir = r.workspace
+	d, err := disk.Open(r.Context(), o)
+	r.must(err)
+	r.disks, r.opts.Disks, r.opts.DiskLimit = d, d, o.Limit
+}
+
+// A library remembers what was wanted.
+type library struct {
+	mu     sync.Mutex
+	wanted []string
+}
+
+func (l *library) Want(p cache.Platform) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wanted = append(l.wanted, p.String())
+}
+
 func (r *rig) openQueue(o queue.Options) {
 	r.Helper()
 	q, err := queue.Open(r.Context(), o)
@@ -114,7 +149,7 @@ func (r *rig) openQueue(o queue.Options) {
 // checkLeftovers wants every workspace removed and every door closed, whatever
 // became of the builds.
 func (r *rig) checkLeftovers() {
-	left, err := os.ReadDir(r.opts.Workspace)
+	left, err := os.ReadDir(r.workspace)
 	if err != nil || len(left) > 0 {
 		r.Errorf("left in the workspace: %v, %v", left, err)
 	}

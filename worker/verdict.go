@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 var (
 	errTimeout     = errors.New("the build's time is up")
 	errLogTooLarge = errors.New("the build's log is full")
+	errDiskFull    = errors.New("the build's disk is full")
 )
 
 // A stepError says which command of the recipe err belongs to.
@@ -55,7 +57,7 @@ func failed(r build.Reason, format string, args ...any) verdict {
 }
 
 // judge says what an error of try means. The user's fault and ours part here.
-func (w *Worker) judge(err error) verdict {
+func (j *job) judge(err error) verdict {
 	switch {
 	case err == nil:
 		return verdict{state: build.Succeeded, message: "Your build succeeded."}
@@ -66,12 +68,19 @@ func (w *Worker) judge(err error) verdict {
 	case errors.Is(err, queue.ErrCanceled):
 		return verdict{state: build.Canceled, message: "Your build was canceled."}
 	case errors.Is(err, errTimeout):
-		return failed(build.ReasonTimeout, "The build took longer than %v; --build-timeout raises that.", w.Timeout)
+		return failed(build.ReasonTimeout, "The build took longer than %v; --build-timeout raises that.", j.Timeout)
 	case errors.Is(err, errLogTooLarge):
-		return failed(build.ReasonLogTooLarge, "The build wrote more than %d bytes of log; --log-limit raises that.", w.LogLimit)
+		return failed(build.ReasonLogTooLarge, "The build wrote more than %d bytes of log; --log-limit raises that.", j.LogLimit)
 	}
-	if v, ok := w.judgeStep(err); ok {
+	if v, ok := j.judgeStep(err); ok {
 		return v
+	}
+	if errors.Is(err, executor.ErrMount) {
+		return failed(build.ReasonExit, "The build put something else in the place of a directory that its next command needs.")
+	}
+	noRoom := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if errors.Is(err, errDiskFull) || noRoom && (j.diskFull() || j.onDisk(err)) {
+		return j.usedUpDisk()
 	}
 	if v, ok := judgeSource(err); ok {
 		return v
@@ -89,8 +98,8 @@ func (w *Worker) judge(err error) verdict {
 		}
 	}
 	v := failed(build.ReasonInternal, "%s The server's log says what.", excuse(err))
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		v = failed(build.ReasonDiskFull, "The server has no room left on its disk; try again later.")
+	if noRoom {
+		v.message = "The server has no room left on its disk; try again later."
 	}
 	v.ours = true
 	return v
@@ -105,18 +114,20 @@ func excuse(err error) string {
 }
 
 // judgeStep judges a command that ran and did not succeed.
-func (w *Worker) judgeStep(err error) (verdict, bool) {
+func (j *job) judgeStep(err error) (verdict, bool) {
 	exit, ok := errors.AsType[*executor.ExitError](err)
 	if !ok {
 		return verdict{}, false
 	}
-	limits := w.Limits.Or(executor.DefaultLimits)
+	limits := j.Limits.Or(executor.DefaultLimits)
 	v := failed(build.ReasonExit, "The build failed with %v; the lines above say why.", exit)
 	switch {
 	case errors.Is(err, executor.ErrOutOfMemory):
 		v = failed(build.ReasonOutOfMemory, "The build used more than %d bytes of memory; --memory raises that.", limits.Memory)
 	case errors.Is(err, executor.ErrTooManyProcesses):
 		v = failed(build.ReasonTooManyProcesses, "The build had more than %d processes; --pids raises that.", limits.Pids)
+	case j.diskFull() || j.symptoms.full.Load():
+		v = j.usedUpDisk()
 	default:
 		if s, ok := errors.AsType[*stepError](err); ok && s.step.Failure != build.ReasonExit {
 			v = failed(s.step.Failure, "%s failed with %v; the lines above say why.", sentenceCase(s.step.Doing), exit)
@@ -127,6 +138,18 @@ func (w *Worker) judgeStep(err error) (verdict, bool) {
 	v.exit = &exit.Code
 	return v, true
 }
+
+func (j *job) usedUpDisk() verdict {
+	return failed(build.ReasonDiskFull, "The build used up its disk of %d bytes, or the number or size of the files that it may have there; --disk raises that.", j.DiskLimit)
+}
+
+// onDisk reports whether err is about a file of the workspace.
+func (j *job) onDisk(err error) bool {
+	e, ok := errors.AsType[*fs.PathError](err)
+	return ok && j.disk != nil && strings.HasPrefix(e.Path, j.disk.Dir()+"/")
+}
+
+func (j *job) diskFull() bool { return j.disk != nil && j.disk.Full() }
 
 // judgeSource judges a source that cannot be fetched or made sense of.
 func judgeSource(err error) (verdict, bool) {
@@ -149,8 +172,8 @@ func judgeSource(err error) (verdict, bool) {
 
 // worthAnotherTry reports whether err may be gone the next time: what broke on
 // our side, and a forge that did not answer.
-func (w *Worker) worthAnotherTry(err error) bool {
-	return errors.Is(err, gitsrc.ErrUnavailable) || w.judge(err).ours
+func (j *job) worthAnotherTry(err error) bool {
+	return errors.Is(err, gitsrc.ErrUnavailable) || j.judge(err).ours
 }
 
 func sentence(err error) string {

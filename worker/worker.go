@@ -1,5 +1,5 @@
 // Package worker turns a claimed build into a stored artifact. It is the only
-// room that knows all the steps: fetch, plan, build, collect, store.
+// room that knows all the steps: fetch, plan, mount, build, collect, store.
 package worker
 
 import (
@@ -13,9 +13,12 @@ import (
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/cache"
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/queue"
+	"github.com/monochromegane/cargo/stdlib"
 )
 
 // A Claimer hands out builds to work on. [queue.Queue] is one.
@@ -37,13 +40,17 @@ type Metrics interface {
 	ArtifactStored(bytes int64)
 }
 
-// Options are what a Worker works with. All fields are required but the three
+// Options are what a Worker works with. All fields are required but the
 // limits, whose zero means the default of the room that enforces them.
 type Options struct {
 	Queue     Claimer
 	Source    Source
 	Executor  executor.Executor
 	OpenDoor  func() Door // a new door for one build
+	Modules   Modules
+	Cache     *cache.Cache
+	Library   Library
+	Disks     *disk.Disks
 	Artifacts *artifact.Store
 	Logs      *buildlog.Store
 	Metrics   Metrics
@@ -51,13 +58,15 @@ type Options struct {
 
 	Name      string // of the executor, for records and metrics
 	Image     executor.Image
-	Workspace string   // directory under which each build has one of its own
-	ModuleEnv []string // environment that the go command needs to trust what comes through the door
+	Toolchain stdlib.Toolchain // of the image
+	Network   string           // what OpenDoor leads to: modules, or none for those that are kept already
+	ModuleEnv []string         // environment that the go command needs to trust what comes through the door
 
 	Concurrency int           // builds at once
 	Timeout     time.Duration // of one build, from its claim to its stored artifact
 
 	Limits        executor.Limits
+	DiskLimit     int64 // bytes of each of Disks, for what is said of it
 	LogLimit      int64 // bytes of log that one attempt may add
 	ArtifactLimit int64 // bytes, before packing and after
 }

@@ -68,9 +68,16 @@ func TestSuccess(t *testing.T) {
 
 	m := &r.metrics
 	if !slices.Equal(m.ended, []string{"fake succeeded"}) || !slices.Equal(m.stored, []int64{b.Artifact.Size}) ||
-		!slices.Equal(m.phases, []string{"fetch", "plan", "build", "collect", "store"}) {
+		!slices.Equal(m.phases, names(build.Phases)) {
 		t.Errorf("metrics: ended %q, stored %v, phases %q", m.ended, m.stored, m.phases)
 	}
+}
+
+func names(phases []build.PhaseName) (names []string) {
+	for _, p := range phases {
+		names = append(names, string(p))
+	}
+	return names
 }
 
 // checkStored wants the artifact of b to hold files, each named with what it is.
@@ -114,13 +121,14 @@ func checkStep(r *rig, b build.Build) {
 	if s.ID != string(b.ID)+"-1-0" || s.Image != "builder" || s.Dir != treeDir || s.Limits != (executor.Limits{CPUs: 1.5, Pids: 7}) || s.Door == nil {
 		r.Errorf("step %+v", s)
 	}
-	mounts := []executor.Mount{{Source: filepath.Join(r.opts.Workspace, string(b.ID), "go"), Target: "/go", Writable: true}}
-	if !slices.Equal(s.Mounts, mounts) {
-		r.Errorf("mounts %+v, want %+v", s.Mounts, mounts)
+	at := filepath.Join(r.workspace, string(b.ID)+"-1")
+	if m := s.Mounts; len(m) != 2 || m[0] != (executor.Mount{Source: filepath.Join(at, "go"), Target: "/go", Writable: true}) ||
+		!strings.HasPrefix(m[1].Source, at+"/") || m[1].Target != "/go/cache" || !m[1].Writable {
+		r.Errorf("mounts %+v", m)
 	}
 	want := []string{
 		"GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0", "HOME=/go/home", "GOPATH=/go", "GOCACHE=/go/cache", "GOMODCACHE=/go/pkg/mod",
-		"GOTMPDIR=/go/tmp", "GOFLAGS=-buildvcs=false", "GOPROXY=http://127.0.0.1:3128", "GOTOOLCHAIN=auto",
+		"GOTMPDIR=/go/tmp", "TMPDIR=/go/tmp", "GOFLAGS=-buildvcs=false", "GOPROXY=http://127.0.0.1:3128", "GOTOOLCHAIN=auto",
 		fmt.Sprint("SOURCE_DATE_EPOCH=", gitsrctest.Epoch.Unix()), "TZ=UTC", "LC_ALL=C.UTF-8", "GOMAXPROCS=2", "GOSUMDB=sum.test",
 		"GO111MODULE=on", "GOWORK=off",
 	}

@@ -1,24 +1,25 @@
 package worker
 
 import (
-	"crypto/rand"
-	"errors"
-	"io"
-	"io/fs"
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 
-	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 )
 
-// The workspace is a directory that only the server can enter. In it is goDir,
-// which is all that a container sees, as goPath, and which belongs to the build.
+// The workspace is a disk that only the server can enter. On it is goDir,
+// which belongs to the build and which a container sees as goPath.
 const (
-	goDir  = "go"
-	goPath = "/go"
-	binDir = goPath + "/bin"
-	outDir = goPath + "/out"
+	goDir    = "go"
+	goPath   = "/go"
+	binDir   = goPath + "/bin"
+	outDir   = goPath + "/out"
+	tmpDir   = goPath + "/tmp"
+	cacheDir = goPath + "/cache"
+	modDir   = goPath + "/pkg/mod"
 )
 
 // treeDir is where the source lies in the container.
@@ -27,15 +28,18 @@ func (j *job) treeDir() string { return goPath + "/src/" + j.build.Repository.St
 // inside is a path of the container below goPath as one of the workspace.
 func inside(path string) string { return path[1:] }
 
+func inDisk(d *disk.Disk, name string) string { return filepath.Join(d.Dir(), name) }
+
 // lay makes the workspace and the directories of the build user in it.
-func (j *job) lay(dir string) (err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func (j *job) lay(ctx context.Context) (err error) {
+	// The next attempt may begin before this one's disk is gone.
+	if j.disk, err = j.Disks.Make(ctx, fmt.Sprintf("%s-%d", j.build.ID, j.build.Attempt)); err != nil {
 		return err
 	}
-	if j.root, err = os.OpenRoot(dir); err != nil {
+	if j.root, err = os.OpenRoot(j.disk.Dir()); err != nil {
 		return err
 	}
-	for _, d := range []string{binDir, goPath + "/cache", goPath + "/home", outDir, goPath + "/pkg", goPath + "/tmp", j.treeDir()} {
+	for _, d := range []string{binDir, cacheDir, goPath + "/home", outDir, modDir, tmpDir, j.treeDir()} {
 		if err := j.root.MkdirAll(inside(d), 0o755); err != nil {
 			return err
 		}
@@ -48,87 +52,19 @@ func (j *job) lay(dir string) (err error) {
 	return nil
 }
 
-// Sweep removes the workspaces that an earlier process left in dir. It must
-// not be called while a Worker works there.
-func Sweep(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
+// clear removes the workspace and all that was mounted on it, after the
+// containers that see it.
+func (j *job) clear() {
+	j.removing.Wait()
+	if j.root != nil {
+		_ = j.root.Close()
+		j.root = nil
 	}
-	for _, e := range entries {
-		if build.ID(e.Name()).Valid() {
-			err = errors.Join(err, remove(filepath.Join(dir, e.Name())))
+	if j.disk != nil {
+		if err := j.disk.Close(); err != nil { // no news of the build, which may have ended well
+			j.Log.Error("cannot remove a workspace", "build", j.build.ID, "err", err)
 		}
+		j.disk = nil
 	}
-	return err
-}
-
-// remove removes a workspace; that there is none is no error. os.RemoveAll
-// holds a file open for each directory that it is in, and a build can put more
-// of them into each other than a process may have files open. So whatever is
-// not empty is moved to the top before it is emptied.
-func remove(dir string) error {
-	if err := os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	todo, err := names(root, -1)
-	for len(todo) > 0 && err == nil {
-		name := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if root.Remove(name) == nil {
-			continue
-		}
-		if todo, err = flatten(root, name, todo); err == nil {
-			err = root.Remove(name)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	return os.Remove(dir)
-}
-
-// flatten empties the directory called name in root. What is in it and not
-// empty itself is moved into root, and its new name added to moved.
-func flatten(root *os.Root, name string, moved []string) ([]string, error) {
-	dir, err := root.OpenRoot(name)
-	if err != nil {
-		return moved, err
-	}
-	defer dir.Close()
-	for {
-		batch, err := names(dir, 1024)
-		if err != nil || len(batch) == 0 {
-			return moved, err
-		}
-		for _, n := range batch {
-			if dir.Remove(n) == nil {
-				continue
-			}
-			to := rand.Text()
-			if err := root.Rename(filepath.Join(name, n), to); err != nil {
-				return moved, err
-			}
-			moved = append(moved, to)
-		}
-	}
-}
-
-// names are the first n names in dir, or all.
-func names(dir *os.Root, n int) ([]string, error) {
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	found, err := f.Readdirnames(n)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return found, err
+	j.mounted.release()
 }

@@ -4,17 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/url"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
-	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/executor"
 )
 
@@ -34,12 +31,38 @@ type config struct {
 	containerdAddress          string
 	dockerHost, dockerCertPath string
 
-	remotes       map[string]string
-	sourceLimit   int64
+	remotes     map[string]string
+	sourceLimit int64
+	prepare     []platform // whose standard library is compiled after the start
+	network     string     // modules, or none
+
 	timeout       time.Duration
 	limits        executor.Limits
+	diskLimit     int64
 	logLimit      int64
 	artifactLimit int64
+
+	access access
+	quotas quotas
+}
+
+// networkNone is the network of builds that reach nothing but what this server keeps.
+const networkNone = "none"
+
+type platform struct{ goos, goarch string }
+
+// access says who may build, and how much.
+type access struct {
+	tokensFile             string
+	addressRate, tokenRate int // requests a minute; 0 for no limit
+	callerBuilds           int
+	trustedProxies         []netip.Prefix
+}
+
+// quotas bound what is kept.
+type quotas struct {
+	cache, modules, storage, minFree int64 // bytes
+	logs, records                    time.Duration
 }
 
 // twin is the environment variable of a flag.
@@ -74,12 +97,19 @@ func parseConfig(c *cli.Context) (config, error) {
 		dockerHost:        c.String("docker-host"),
 		dockerCertPath:    c.String("docker-cert-path"),
 
-		remotes:       p.remotes(),
-		sourceLimit:   p.size("source-limit"),
+		remotes:     p.remotes(),
+		sourceLimit: p.size("source-limit"),
+		prepare:     p.platforms("prepare"),
+		network:     c.String("network"),
+
 		timeout:       c.Duration("build-timeout"),
+		diskLimit:     p.size("disk"),
 		limits:        executor.Limits{Memory: p.size("memory"), CPUs: c.Float64("cpus"), Pids: p.positive("pids", c.Int64("pids"))},
 		logLimit:      p.size("log-limit"),
 		artifactLimit: p.size("artifact-limit"),
+
+		access: p.access(),
+		quotas: p.quotas(),
 	}
 	if err := cfg.logLevel.UnmarshalText([]byte(c.String("log-level"))); err != nil {
 		p.fail("--log-level %q: want debug, info, warn or error", c.String("log-level"))
@@ -89,6 +119,9 @@ func parseConfig(c *cli.Context) (config, error) {
 	}
 	if cfg.image == "" {
 		p.fail("--image is empty: want a registry reference or the path of an archive")
+	}
+	if cfg.network != "modules" && cfg.network != networkNone {
+		p.fail("--network %q: want modules or none", cfg.network)
 	}
 	if cfg.grace < 0 {
 		p.fail("--grace %v: want zero or more", cfg.grace)
@@ -103,82 +136,6 @@ func parseConfig(c *cli.Context) (config, error) {
 		return config{}, usageError{err}
 	}
 	return cfg, nil
-}
-
-// A parser collects what is wrong.
-type parser struct {
-	c    *cli.Context
-	errs []error
-}
-
-func (p *parser) fail(format string, args ...any) {
-	p.errs = append(p.errs, fmt.Errorf(format, args...))
-}
-
-func (p *parser) positive(flag string, n int64) int64 {
-	if n <= 0 {
-		p.fail("--%s %d: want more than zero", flag, n)
-	}
-	return n
-}
-
-func (p *parser) size(flag string) int64 {
-	n, err := units.RAMInBytes(p.c.String(flag))
-	if err != nil || n <= 0 {
-		p.fail("--%s %q: want a size such as 512MiB or 4GiB", flag, p.c.String(flag))
-	}
-	return n
-}
-
-func (p *parser) address(flag string) string {
-	a := p.c.String(flag)
-	if _, _, err := net.SplitHostPort(a); err != nil {
-		p.fail("--%s %q: want host:port, such as 127.0.0.1:8080", flag, a)
-	}
-	return a
-}
-
-// dir is the absolute path that the flag names, or what stands in for it.
-func (p *parser) dir(flag, fallback string) string {
-	d := p.c.String(flag)
-	if d == "" {
-		d = fallback
-	}
-	if d == "" {
-		p.fail("--%s is empty: want a path", flag)
-		return ""
-	}
-	abs, err := filepath.Abs(d)
-	if err != nil {
-		p.fail("--%s %q: %v", flag, d, err)
-	}
-	return abs
-}
-
-// remotes is the allow-list: name to base URL.
-func (p *parser) remotes() map[string]string {
-	m := map[string]string{}
-	for _, r := range p.c.StringSlice("remote") {
-		name, base, mapped := strings.Cut(strings.TrimSpace(r), "=")
-		if !mapped {
-			base = "https://" + name
-		}
-		probe := build.Repository{Remote: name, Owner: "owner", Name: "repo"}
-		if err := probe.Validate(); err != nil {
-			p.fail("--remote %q: want a plain lower-case host name, or NAME=BASE_URL", r)
-			continue
-		}
-		u, err := url.Parse(base)
-		switch {
-		case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "":
-			p.fail("--remote %s: want a base URL such as https://%s", name, name)
-		case u.User != nil:
-			p.fail("--remote %s: a base URL holds no credentials; callers send their own token", name)
-		default:
-			m[name] = strings.TrimSuffix(base, "/")
-		}
-	}
-	return m
 }
 
 // makeDirs makes the directories of a config and proves that they can be written.

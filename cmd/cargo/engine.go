@@ -22,6 +22,9 @@ import (
 type engine interface {
 	executor.Executor
 	EnsureImage(ctx context.Context, ref string, progress func(msg string, args ...any)) (executor.Image, error)
+	// ProbeFiles fails where the engine does not see this program's files
+	// and mounts in dir.
+	ProbeFiles(ctx context.Context, image executor.Image, dir string) error
 	Close() error
 }
 
@@ -58,22 +61,14 @@ func owner(dataDir string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// A prober can tell whether its engine sees this host's files. Docker may run
-// elsewhere; containerd's socket is always local.
-type prober interface {
-	ProbeFiles(ctx context.Context, image executor.Image, dir string) error
-}
-
 // readyImage makes the engine hold the builder image and proves that a build can run in it.
 func readyImage(ctx context.Context, cfg config, e engine, log *slog.Logger) (executor.Image, error) {
 	image, err := e.EnsureImage(ctx, cfg.image, log.Info)
 	if err != nil {
 		return image, usageError{fmt.Errorf("--image: %w; name one that can be pulled, or an archive (`make builder-image` makes bin/builder.tar)", err)}
 	}
-	if p, ok := e.(prober); ok {
-		if err := p.ProbeFiles(ctx, image, cfg.workspaceDir); err != nil {
-			return image, usageError{fmt.Errorf("--executor %s: %w", cfg.executor, err)}
-		}
+	if err := e.ProbeFiles(ctx, image, cfg.workspaceDir); err != nil {
+		return image, usageError{fmt.Errorf("--executor %s: %w", cfg.executor, err)}
 	}
 	return image, nil
 }

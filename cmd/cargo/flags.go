@@ -15,7 +15,9 @@ const (
 	groupFiles    = "Files"
 	groupExecutor = "Executor"
 	groupSource   = "Source"
+	groupAccess   = "Who may build"
 	groupLimits   = "Limits of a build"
+	groupQuotas   = "What is kept"
 )
 
 const (
@@ -44,17 +46,35 @@ func serveFlags() []cli.Flag {
 		text(groupExecutor, "containerd-address", defaultContainerd, "find containerd at `SOCKET`"),
 		text(groupExecutor, "docker-host", defaultDocker, "find Docker at `URL`; it must share this host's files", "DOCKER_HOST"),
 		text(groupExecutor, "docker-cert-path", "", "speak TLS to Docker with ca.pem, cert.pem and key.pem in `DIR`", "DOCKER_CERT_PATH"),
+		&cli.StringSliceFlag{Category: groupExecutor, Name: "prepare", Value: cli.NewStringSlice("linux/" + runtime.GOARCH),
+			Usage: "compile the standard library for `GOOS/GOARCH,...` in the background after the start; none for none", EnvVars: twin("prepare")},
+		text(groupExecutor, "network", "modules", "what builds reach: `modules` through this server, or none but what it keeps"),
 
 		&cli.StringSliceFlag{Category: groupSource, Name: "remote", Value: cli.NewStringSlice("github.com", "gitlab.com", "bitbucket.org", "codeberg.org"),
 			Usage: "allow the host `NAME[=BASE_URL]`; repeatable, replaces the default", EnvVars: twin("remote")},
 		text(groupSource, "source-limit", "1GiB", "refuse trees of more than `SIZE`"),
 
+		text(groupAccess, "auth-tokens-file", "", "only the callers in `FILE` may POST and DELETE: lines of NAME TOKEN"),
+		&cli.BoolFlag{Category: groupAccess, Name: "open", Usage: "anybody who reaches an address that is not loopback may build", EnvVars: twin("open")},
+		&cli.IntFlag{Category: groupAccess, Name: "address-rate", Value: 600, Usage: "POST and DELETE requests a minute from one address: `N`, 0 for no limit", EnvVars: twin("address-rate")},
+		&cli.IntFlag{Category: groupAccess, Name: "token-rate", Value: 3000, Usage: "the same with one token: `N`", EnvVars: twin("token-rate")},
+		&cli.IntFlag{Category: groupAccess, Name: "caller-builds", Value: 512, Usage: "builds of one caller that wait or run: `N`, 0 for no limit", EnvVars: twin("caller-builds")},
+		&cli.StringSliceFlag{Category: groupAccess, Name: "trusted-proxy", Usage: "believe the X-Forwarded-For of proxies in `CIDR`; repeatable", EnvVars: twin("trusted-proxy")},
+
 		&cli.DurationFlag{Category: groupLimits, Name: "build-timeout", Value: 15 * time.Minute, Usage: "end a build after `DURATION`", EnvVars: twin("build-timeout")},
 		text(groupLimits, "memory", "4GiB", "memory of a build: `SIZE`"),
 		&cli.Float64Flag{Category: groupLimits, Name: "cpus", Usage: "processors of a build: `N`, 0 for all", EnvVars: twin("cpus")},
 		&cli.Int64Flag{Category: groupLimits, Name: "pids", Value: executor.DefaultLimits.Pids, Usage: "processes and threads of a build: `N`", EnvVars: twin("pids")},
+		text(groupLimits, "disk", "10GiB", "what a build may write: `SIZE`"),
 		text(groupLimits, "log-limit", "64MiB", "log of a build: `SIZE`"),
 		text(groupLimits, "artifact-limit", "1GiB", "what a build may make: `SIZE`"),
+
+		text(groupQuotas, "cache-limit", "20GiB", "compiled packages: `SIZE`"),
+		text(groupQuotas, "module-cache-limit", "10GiB", "modules: `SIZE`"),
+		text(groupQuotas, "storage-limit", "50GiB", "artifacts: `SIZE`; what was not used the longest goes first, and is built again when asked for"),
+		&cli.DurationFlag{Category: groupQuotas, Name: "log-retention", Value: 30 * 24 * time.Hour, Usage: "keep the log of a build for `DURATION`", EnvVars: twin("log-retention")},
+		&cli.DurationFlag{Category: groupQuotas, Name: "record-retention", Value: 90 * 24 * time.Hour, Usage: "keep the record of a build for `DURATION`", EnvVars: twin("record-retention")},
+		text(groupQuotas, "min-free", "1GiB", "start no build while a disk of this server has less than `SIZE` free"),
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
+	"github.com/monochromegane/cargo/cache"
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/httpserver"
@@ -25,17 +27,21 @@ import (
 
 // rooms are the parts of a server, open.
 type rooms struct {
-	cfg config
-	log *slog.Logger
+	cfg    config
+	log    *slog.Logger
+	secret []byte
 
 	engine    engine
 	source    *gitsrc.Source
 	proxy     *modproxy.Proxy
+	cache     *cache.Cache
 	artifacts *artifact.Store
 	logs      *buildlog.Store
 	queue     *queue.Queue
+	callers   httpserver.Tokens // nil: everybody may build
 	metrics   *metrics.Metrics
 
+	disks atomic.Pointer[disk.Disks]     // nil until what an earlier process left is swept
 	image atomic.Pointer[executor.Image] // nil until it is ready
 }
 
@@ -67,22 +73,33 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 	}); err != nil {
 		return nil, err
 	}
+	if cfg.access.tokensFile != "" {
+		if r.callers, err = openTokens(cfg.access.tokensFile, log); err != nil {
+			return nil, err
+		}
+	}
+	r.secret = secret
+	r.metrics = r.newMetrics()
 	if err := r.openProxy(ctx); err != nil {
 		return nil, err
 	}
-	if r.artifacts, err = artifact.Open(cfg.storageDir, artifact.Options{Log: log}); err != nil {
+	if r.cache, err = openCache(cfg, log); err != nil {
 		return nil, err
 	}
-	if r.logs, err = buildlog.Open(cfg.logDir, buildlog.Options{}); err != nil {
+	if r.artifacts, err = artifact.Open(cfg.storageDir, artifact.Options{Limit: cfg.quotas.storage, Log: log}); err != nil {
 		return nil, err
 	}
-	r.metrics = r.newMetrics()
+	if r.logs, err = buildlog.Open(cfg.logDir, buildlog.Options{Retention: cfg.quotas.logs}); err != nil {
+		return nil, err
+	}
 	if r.queue, err = queue.Open(ctx, queue.Options{
-		Dir:     cfg.queueDir,
-		Limit:   cfg.queueLimit,
-		Worker:  owner(cfg.dataDir),
-		Log:     log,
-		Dropped: func(b build.Build) { r.metrics.BuildDropped(b.Result()) },
+		Dir:         cfg.queueDir,
+		Limit:       cfg.queueLimit,
+		CallerLimit: cfg.access.callerBuilds,
+		Retention:   cfg.quotas.records,
+		Worker:      owner(cfg.dataDir),
+		Log:         log,
+		Dropped:     func(b build.Build) { r.metrics.BuildDropped(b.Result()) },
 	}); err != nil {
 		return nil, usageError{err}
 	}
@@ -95,13 +112,21 @@ func (r *rooms) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Options{
 		QueueDepth: func() float64 { return float64(r.queue.Depth()) },
 		Running:    func() float64 { return float64(r.queue.Running()) },
-		Version:    v.version,
-		Commit:     v.commit,
-		GoVersion:  runtime.Version(),
-		Executors:  []string{r.cfg.executor},
-		Results:    results(),
-		Phases:     names(build.Phases),
-		Routes:     httpserver.Routes,
+		Kept: map[string]func() float64{
+			"packages":  func() float64 { return float64(r.cache.Bytes()) },
+			"modules":   func() float64 { return float64(r.proxy.Bytes()) },
+			"artifacts": func() float64 { return float64(r.artifacts.Bytes()) },
+		},
+		DiskKind:  r.diskKind,
+		DiskKinds: names([]disk.Kind{disk.Loop, disk.Watch}),
+		Modules:   modproxy.Sources(),
+		Version:   v.version,
+		Commit:    v.commit,
+		GoVersion: runtime.Version(),
+		Executors: []string{r.cfg.executor},
+		Results:   results(),
+		Phases:    names(build.Phases),
+		Routes:    httpserver.Routes,
 	})
 }
 
@@ -109,18 +134,33 @@ func (r *rooms) newMetrics() *metrics.Metrics {
 func (r *rooms) openProxy(ctx context.Context) (err error) {
 	env := moduleEnv(ctx)
 	r.proxy, err = modproxy.New(modproxy.Options{
-		GOPROXY:   env["GOPROXY"],
-		GOSUMDB:   env["GOSUMDB"],
-		GONOSUMDB: env["GONOSUMDB"],
-		GONOPROXY: env["GONOPROXY"],
-		GOPRIVATE: env["GOPRIVATE"],
-		Dir:       filepath.Join(r.cfg.cacheDir, "modules"),
-		Log:       r.log,
+		GOPROXY:    env["GOPROXY"],
+		GOSUMDB:    env["GOSUMDB"],
+		GONOSUMDB:  env["GONOSUMDB"],
+		GONOPROXY:  env["GONOPROXY"],
+		GOPRIVATE:  env["GOPRIVATE"],
+		Dir:        filepath.Join(r.cfg.cacheDir, "modules"),
+		CacheLimit: r.cfg.quotas.modules,
+		UID:        executor.HostUID,
+		GID:        executor.HostUID,
+		Offline:    r.cfg.network == networkNone,
+		Metrics:    r.metrics,
+		Log:        r.log,
 	})
 	if err != nil {
 		return usageError{fmt.Errorf("the go command's settings: %w", err)}
 	}
 	return nil
+}
+
+func openCache(cfg config, log *slog.Logger) (*cache.Cache, error) {
+	return cache.Open(cache.Options{
+		Dir:   filepath.Join(cfg.cacheDir, "packages"),
+		Limit: cfg.quotas.cache,
+		UID:   executor.HostUID,
+		GID:   executor.HostUID,
+		Log:   log,
+	})
 }
 
 func (r *rooms) openDoor() worker.Door { return r.proxy.Door(modproxy.Limits{}) }
@@ -146,10 +186,23 @@ func (r *rooms) handler() http.Handler {
 		Logs:           r.logs,
 		Image:          r.imageDigest,
 		Ready:          ready.missing,
+		Access:         r.access(),
 		Metrics:        r.metrics,
 		MetricsHandler: r.metrics.Handler(),
 		Log:            r.log,
 	})
+}
+
+// access is the rules for those who ask.
+func (r *rooms) access() httpserver.Access {
+	a := r.cfg.access
+	return httpserver.Access{
+		Tokens:      r.callers,
+		AddressRate: httpserver.Rate{PerMinute: a.addressRate, Burst: a.addressRate},
+		TokenRate:   httpserver.Rate{PerMinute: a.tokenRate, Burst: a.tokenRate},
+		Proxies:     a.trustedProxies,
+		Secret:      r.secret,
+	}
 }
 
 // readiness remembers what an engine said for a moment, so that probes cost nothing.
@@ -186,7 +239,18 @@ func (r *readiness) missing(ctx context.Context) []string {
 	if s.problem != "" {
 		missing = append(missing, s.problem)
 	}
+	if low := r.lowSpace(); low != "" {
+		missing = append(missing, low)
+	}
 	return missing
+}
+
+// diskKind is how the disks of builds are bounded, "" while that is not known.
+func (r *rooms) diskKind() string {
+	if d := r.disks.Load(); d != nil {
+		return string(d.Kind())
+	}
+	return ""
 }
 
 // results are the values of the metric label result.

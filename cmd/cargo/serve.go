@@ -13,8 +13,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/queue"
+	"github.com/monochromegane/cargo/stdlib"
 	"github.com/monochromegane/cargo/worker"
 )
 
@@ -98,8 +100,13 @@ func (r *rooms) build(ctx context.Context, fail context.CancelCauseFunc) error {
 	if err != nil {
 		return fmt.Errorf("reap: %w", err)
 	}
-	if err := worker.Sweep(r.cfg.workspaceDir); err != nil {
-		return fmt.Errorf("sweep %s: %w", r.cfg.workspaceDir, err)
+	disks, err := disk.Open(ctx, disk.Options{Dir: r.cfg.workspaceDir, Limit: r.cfg.diskLimit, Log: r.log})
+	if err != nil {
+		return fmt.Errorf("the disks of builds in %s: %w", r.cfg.workspaceDir, err)
+	}
+	r.disks.Store(disks)
+	if weak := disks.Weakness(); weak != "" {
+		r.log.Warn("the disk of a build is bounded weakly", "why", weak)
 	}
 	back, err := r.queue.Recover(ctx)
 	if err != nil {
@@ -115,44 +122,107 @@ func (r *rooms) build(ctx context.Context, fail context.CancelCauseFunc) error {
 	if err != nil {
 		return err
 	}
+	toolchain, err := stdlib.Inspect(ctx, r.engine, image.Ref)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return usageError{fmt.Errorf("--image %s: %w", r.cfg.image, err)}
+	}
+	library := r.library(image, toolchain)
+	for _, p := range r.cfg.prepare {
+		library.Want(toolchain.Platform(p.goos, p.goarch))
+	}
 	r.image.Store(&image)
-	r.log.Info("ready", "image", r.cfg.image, "digest", image.Digest)
-	r.worker(image, fail).Run(ctx, r.cfg.grace)
+	r.log.Info("ready", "image", r.cfg.image, "digest", image.Digest, "toolchain", toolchain.Version)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { library.Run(ctx) })
+	wg.Go(func() { r.keepHouse(ctx) })
+	r.worker(image, toolchain, library, fail).Run(ctx, r.cfg.grace)
 	return nil
 }
 
-// A claimer ends the server when the queue can no longer be written: an
-// embedded store does not recover by itself, and what was accepted is on the disk.
+func (r *rooms) library(image executor.Image, toolchain stdlib.Toolchain) *stdlib.Library {
+	return stdlib.New(stdlib.Options{
+		Executor:  r.engine,
+		Image:     image.Ref,
+		Toolchain: toolchain,
+		Cache:     r.cache,
+		Disks:     r.disks.Load(),
+		Limits:    r.cfg.limits,
+		Metrics:   r.metrics,
+		Log:       r.log,
+	})
+}
+
+// houseEvery is how often what is too old is looked for.
+const houseEvery = time.Hour
+
+// keepHouse removes logs whose time is over, until ctx ends.
+func (r *rooms) keepHouse(ctx context.Context) {
+	for {
+		if n, err := r.logs.Prune(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			r.log.Error("cannot remove old logs", "err", err)
+		} else if n > 0 {
+			r.log.Info("old logs removed", "logs", n)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(houseEvery):
+		}
+	}
+}
+
+// A claimer claims nothing while a disk is nearly full. It ends the server when
+// the queue can no longer be written: an embedded store does not recover by
+// itself, and what was accepted is on the disk.
 type claimer struct {
-	*queue.Queue
+	*rooms
 	fail context.CancelCauseFunc
 }
 
 func (c claimer) Claim(ctx context.Context) (*queue.Claim, error) {
-	claim, err := c.Queue.Claim(ctx)
-	if errors.Is(err, queue.ErrBroken) {
-		c.fail(err)
+	for {
+		c.waitForSpace(ctx)
+		claim, err := c.queue.Claim(ctx)
+		if errors.Is(err, queue.ErrBroken) {
+			c.fail(err)
+		}
+		if err != nil || c.lowSpace() == "" {
+			return claim, err
+		}
+		// The disk has filled up while there was nothing to do.
+		if err := claim.Requeue(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return claim, err
 }
 
-func (r *rooms) worker(image executor.Image, fail context.CancelCauseFunc) *worker.Worker {
+func (r *rooms) worker(image executor.Image, toolchain stdlib.Toolchain, library *stdlib.Library, fail context.CancelCauseFunc) *worker.Worker {
 	return worker.New(worker.Options{
-		Queue:         claimer{r.queue, fail},
+		Queue:         claimer{r, fail},
 		Source:        r.source,
 		Executor:      r.engine,
 		OpenDoor:      r.openDoor,
+		Modules:       r.proxy,
+		Cache:         r.cache,
+		Library:       library,
+		Disks:         r.disks.Load(),
 		Artifacts:     r.artifacts,
 		Logs:          r.logs,
 		Metrics:       r.metrics,
 		Log:           r.log,
 		Name:          r.cfg.executor,
 		Image:         image,
-		Workspace:     r.cfg.workspaceDir,
+		Toolchain:     toolchain,
+		Network:       r.cfg.network,
 		ModuleEnv:     r.proxy.Env(),
 		Concurrency:   r.cfg.concurrency,
 		Timeout:       r.cfg.timeout,
 		Limits:        r.cfg.limits,
+		DiskLimit:     r.cfg.diskLimit,
 		LogLimit:      r.cfg.logLimit,
 		ArtifactLimit: r.cfg.artifactLimit,
 	})

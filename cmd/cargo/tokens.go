@@ -169,7 +169,7 @@ func parseCaller(fields []string) (c tokenCaller, err error) {
 	if digits, ok := strings.CutPrefix(token, "sha256:"); ok {
 		digest, err := hex.DecodeString(digits)
 		if err != nil || len(digest) != sha256.Size {
-			return c, fmt.Errorf("want %d hex digits after sha256:", 2*sha256.Size)
+			return c, fmt.Errorf("after sha256: want %d hex digits", 2*sha256.Size)
 		}
 		c.digest = [sha256.Size]byte(digest)
 		return c, nil

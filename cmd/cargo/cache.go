@@ -1,0 +1,167 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/urfave/cli/v2"
+
+	"github.com/monochromegane/cargo/cache"
+	"github.com/monochromegane/cargo/disk"
+	"github.com/monochromegane/cargo/stdlib"
+)
+
+// cacheCommand looks after compiled packages by hand, beside a server that
+// runs on the same data directory or without one.
+func cacheCommand(stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:         "cache",
+		Usage:        "look after the packages that are kept compiled",
+		OnUsageError: onUsageError,
+		Subcommands: []*cli.Command{
+			{
+				Name: "list", Usage: "print what is there", OnUsageError: onUsageError,
+				Flags: only("data-dir"), Action: cacheAction(stderr, listCache),
+			},
+			{
+				Name: "prepare", Usage: "compile the standard library for the targets of --prepare", OnUsageError: onUsageError,
+				Flags:  only("data-dir", "prepare", "executor", "image", "containerd-address", "docker-host", "docker-cert-path", "memory", "cpus", "pids", "disk", "cache-limit"),
+				Action: cacheAction(stderr, prepareCache),
+			},
+			{
+				Name: "prune", Usage: "remove what was not used the longest, and is not in use", OnUsageError: onUsageError,
+				Flags: append(only("data-dir"), &cli.StringFlag{Name: "keep", Value: "0", Usage: "until no more than `SIZE` is left"}), Action: cacheAction(stderr, pruneCache),
+			},
+		},
+	}
+}
+
+// only has the flags of serve, of which the help shows those that are named:
+// the others keep their defaults.
+func only(names ...string) []cli.Flag {
+	flags := serveFlags()
+	for _, f := range flags {
+		hidden := !slices.Contains(names, f.Names()[0])
+		switch f := f.(type) {
+		case *cli.StringFlag:
+			f.Hidden = hidden
+		case *cli.StringSliceFlag:
+			f.Hidden = hidden
+		case *cli.IntFlag:
+			f.Hidden = hidden
+		case *cli.Int64Flag:
+			f.Hidden = hidden
+		case *cli.Float64Flag:
+			f.Hidden = hidden
+		case *cli.BoolFlag:
+			f.Hidden = hidden
+		case *cli.DurationFlag:
+			f.Hidden = hidden
+		}
+	}
+	return flags
+}
+
+func cacheAction(stderr io.Writer, do func(c *cli.Context, cfg config, log *slog.Logger) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		cfg, err := parseConfig(c)
+		if err != nil {
+			return err
+		}
+		if err := cfg.makeDirs(); err != nil {
+			return err
+		}
+		return do(c, cfg, slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})))
+	}
+}
+
+func listCache(c *cli.Context, cfg config, log *slog.Logger) error {
+	packages, err := openCache(cfg, log)
+	if err != nil {
+		return err
+	}
+	classes, err := packages.List()
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "WHAT\tTOOLCHAIN\tFOR\tLAYERS\tFILES\tSIZE\tLAST USED")
+	for _, k := range classes {
+		of := k.Repository
+		if k.Kind == cache.KindStandard {
+			of = k.Platform.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", k.Kind, k.Toolchain, of, k.Layers, k.Files, units.BytesSize(float64(k.Bytes)), k.Used.UTC().Format(time.DateTime))
+	}
+	fmt.Fprintf(w, "all\t\t\t\t\t%s\t\n", units.BytesSize(float64(packages.Bytes())))
+	return w.Flush()
+}
+
+func pruneCache(c *cli.Context, cfg config, log *slog.Logger) error {
+	keep, err := units.RAMInBytes(c.String("keep"))
+	if err != nil || keep < 0 {
+		return usageError{fmt.Errorf("--keep %q: want a size such as 5GiB", c.String("keep"))}
+	}
+	packages, err := openCache(cfg, log)
+	if err != nil {
+		return err
+	}
+	freed, err := packages.Prune(c.Context, keep)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s freed, %s kept\n", units.BytesSize(float64(freed)), units.BytesSize(float64(packages.Bytes())))
+	return err
+}
+
+// prepareCache works in a directory of its own: a server may be using the other.
+func prepareCache(c *cli.Context, cfg config, log *slog.Logger) (err error) {
+	ctx := c.Context
+	packages, err := openCache(cfg, log)
+	if err != nil {
+		return err
+	}
+	cfg.workspaceDir = filepath.Join(cfg.dataDir, "prepare")
+	if err := cfg.makeDirs(); err != nil {
+		return err
+	}
+	disks, err := disk.Open(ctx, disk.Options{Dir: cfg.workspaceDir, Limit: cfg.diskLimit, Log: log})
+	if err != nil {
+		return err
+	}
+	e, err := openEngine(ctx, cfg, cfg.executor, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	image, err := readyImage(ctx, cfg, e, log)
+	if err != nil {
+		return err
+	}
+	toolchain, err := stdlib.Inspect(ctx, e, image.Ref)
+	if err != nil {
+		return usageError{fmt.Errorf("--image %s: %w", cfg.image, err)}
+	}
+	library := stdlib.New(stdlib.Options{
+		Executor: e, Image: image.Ref, Toolchain: toolchain, Cache: packages, Disks: disks,
+		Limits: cfg.limits, Metrics: unmeasured{}, Log: log,
+	})
+	for _, p := range cfg.prepare {
+		if err := library.Prepare(ctx, toolchain.Platform(p.goos, p.goarch), false); err != nil {
+			return fmt.Errorf("prepare the standard library for %s/%s: %w", p.goos, p.goarch, err)
+		}
+	}
+	return nil
+}
+
+// unmeasured is the metrics of a program that serves none.
+type unmeasured struct{}
+
+func (unmeasured) LibraryPrepared(string, string, float64) {}
