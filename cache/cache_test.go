@@ -211,8 +211,8 @@ func TestTrust(t *testing.T) {
 	for _, toolchain := range []cache.Toolchain{"go1.26.8", "go1.25.1"} {
 		for _, p := range []cache.Platform{linux, {GOOS: "linux", GOARCH: "amd64", Variant: "GOAMD64=v3"}, {GOOS: "linux", GOARCH: "amd64", Cgo: true}} {
 			for _, repository := range []string{"github.com/a/b", "github.com/a/c"} {
-				for i := range 4 {
-					all = append(all, cache.Work{Toolchain: toolchain, Platform: p, Repository: repository, Public: i&1 > 0, RunsCode: i&2 > 0})
+				for i := range 8 {
+					all = append(all, cache.Work{Toolchain: toolchain, Platform: p, Repository: repository, Public: i&1 > 0, RunsCode: i&2 > 0, Assembles: i&4 > 0})
 				}
 			}
 		}
@@ -226,9 +226,9 @@ func TestTrust(t *testing.T) {
 				t.Errorf("%+v may write the standard library of %v", w, r.Platform)
 			}
 			got := slices.Contains(r.Reads(), w.Appends())
-			harmless := w.Public && !w.RunsCode
+			harmless := w.Public && !w.RunsCode && !w.Assembles
 			same := w.Repository == r.Repository && w.Public == r.Public
-			readsOwn := r.RunsCode || !r.Public
+			readsOwn := r.RunsCode || r.Assembles || !r.Public
 			want := w.Toolchain == r.Toolchain && (harmless || same && readsOwn)
 			if got != want {
 				t.Errorf("%+v reads what %+v appended: %v, want %v", r, w, got, want)

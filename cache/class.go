@@ -14,6 +14,7 @@ type Work struct {
 	Repository string    // remote/owner/repo
 	Public     bool      // everybody may read the repository
 	RunsCode   bool      // code of the repository runs in the build, as make does; else it is go build with cgo off and arguments of Cargo's alone
+	Assembles  bool      // the repository has a say in what the assembler reads, which the go command's keys do not tell
 }
 
 // A Toolchain is a GOVERSION, such as go1.26.8, as the image's go command says
@@ -45,7 +46,7 @@ type Kind string
 // The kinds of class.
 const (
 	KindStandard   Kind = "standard"   // Cargo, with no repository in reach
-	KindShared     Kind = "shared"     // builds of public repositories in which no code of theirs ran
+	KindShared     Kind = "shared"     // builds of public repositories in which no code of theirs ran or was assembled
 	KindRepository Kind = "repository" // any build of one repository
 )
 
@@ -68,9 +69,10 @@ func Standard(t Toolchain, p Platform) Class {
 // rule of the cache: nobody can tell whether an entry is right short of
 // compiling it again, so whoever appends to a class owns what every reader of
 // it builds. What a repository's code may have written stays with that
-// repository, and so does what is not everybody's to read.
+// repository, and so does what is not everybody's to read, and a build whose
+// entries may differ from those of an honest build with the same keys.
 func (w Work) Appends() Class {
-	if w.Public && !w.RunsCode {
+	if w.Public && !w.RunsCode && !w.Assembles {
 		return w.shared()
 	}
 	return w.own()

@@ -17,7 +17,7 @@ import (
 // GOWORK is off, as it is for go install: what a version needs stands in its
 // go.mod, and a committed go.work may name directories that are not there.
 func goPlan(tree *os.Root, t build.Target, c Commit, out string) (Plan, error) {
-	plan := Plan{Name: "go", Env: []string{"GO111MODULE=on", "GOWORK=off"}, Out: out}
+	plan := Plan{Name: "go", Env: []string{"GO111MODULE=on", "GOWORK=off"}, Out: out, Assembles: assembles(tree)}
 	modules := true
 	switch {
 	case isFile(tree, "go.mod"):

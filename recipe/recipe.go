@@ -23,6 +23,11 @@ type Plan struct {
 	// RunsCode says that a step runs what the repository says, as make does.
 	// go build with cgo off only compiles it.
 	RunsCode bool
+
+	// Assembles says that the repository has a say in what the assembler reads:
+	// then an object that goes by the name of another's package may not be what
+	// that would be.
+	Assembles bool
 }
 
 // A Step is one command.

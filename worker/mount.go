@@ -56,6 +56,7 @@ func (j *job) work() cache.Work {
 		Repository: j.build.Repository.String(),
 		Public:     j.build.Public,
 		RunsCode:   j.plan.RunsCode,
+		Assembles:  j.plan.Assembles,
 	}
 }
 
