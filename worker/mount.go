@@ -63,13 +63,23 @@ func (j *job) work() cache.Work {
 // mount lays out what the build may read besides its source. What the build
 // writes over it stays on its disk.
 func (j *job) mount(ctx context.Context) error {
-	work := j.work()
-	j.Library.Want(work.Platform)
-	var err error
-	if j.mounted.packages, err = j.Cache.Lease(work.Reads()...); err != nil {
+	j.Library.Want(j.work().Platform)
+	j.mounts = []executor.Mount{{Source: inDisk(j.disk, goDir), Target: goPath, Writable: true}}
+	if err := j.mountPackages(); err != nil {
+		// Then GOCACHE is a directory of the build's own: that is slow, not wrong.
+		j.Log.Error("a build goes without compiled packages", "build", j.build.ID, "err", err)
+	}
+	return j.mountModules(ctx)
+}
+
+// mountPackages lays out GOCACHE.
+func (j *job) mountPackages() error {
+	lease, err := j.Cache.Lease(j.work().Reads()...)
+	if err != nil {
 		return err
 	}
-	packages, err := j.disk.Overlay("packages", j.mounted.packages.Layers(), executor.HostUID, executor.HostUID)
+	j.mounted.packages = lease
+	packages, err := j.disk.Overlay("packages", lease.Layers(), executor.HostUID, executor.HostUID)
 	if err != nil {
 		return err
 	}
@@ -77,11 +87,8 @@ func (j *job) mount(ctx context.Context) error {
 		return err
 	}
 	j.mounted.upper = packages.Upper
-	j.mounts = []executor.Mount{
-		{Source: inDisk(j.disk, goDir), Target: goPath, Writable: true},
-		{Source: packages.Dir, Target: cacheDir, Writable: true},
-	}
-	return j.mountModules(ctx)
+	j.mounts = append(j.mounts, executor.Mount{Source: packages.Dir, Target: cacheDir, Writable: true})
+	return nil
 }
 
 // mountModules lays out the modules that go.mod and go.sum name. What is
@@ -162,6 +169,9 @@ func readSome(tree *os.Root, name string, limit int64) ([]byte, error) {
 // seal keeps what a build whose commands went well has compiled. That it
 // cannot be kept is no fault of the build's.
 func (j *job) seal(ctx context.Context) {
+	if j.mounted.upper == "" {
+		return
+	}
 	sealed, err := j.Cache.Append(ctx, j.work().Appends(), j.mounted.upper)
 	switch {
 	case err == nil && sealed.Files == 0:
