@@ -91,6 +91,25 @@ func TestLimitIsOfAllThatIsKept(t *testing.T) {
 	}
 }
 
+// A go.sum of thousands of modules does not have all of them fetched, and what
+// others need evicted, for a tree in which they have no room.
+func TestTreeThatIsFullFetchesNoMore(t *testing.T) {
+	g, modules := shelf(t, 80)
+	o := g.options(t)
+	o.CacheLimit = 400_000
+	tr := tree(t, newProxy(t, o), g.needs(t, modules...))
+	zips := 0
+	for _, path := range g.asked {
+		if strings.HasSuffix(path, ".zip") {
+			zips++
+		}
+	}
+	const fit, underWay = 10, 16
+	if zips > fit+underWay || tr.Missing() == 0 {
+		t.Errorf("%d of %d modules fetched, where about %d have room", zips, len(modules), fit)
+	}
+}
+
 func TestTreesSurviveARestart(t *testing.T) {
 	g, modules := shelf(t, 20)
 	o := g.options(t)

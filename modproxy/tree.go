@@ -153,6 +153,7 @@ type gathering struct {
 	got      []Module
 	parts    []part
 	room     int64 // bytes that the trees may still take
+	full     bool  // one of them was too large
 	failures int
 }
 
@@ -257,6 +258,7 @@ func (g *gathering) take(p part, sum digest) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.room < p.entry.size {
+		g.full = true
 		return errRoom
 	}
 	g.room -= p.entry.size
@@ -265,13 +267,17 @@ func (g *gathering) take(p part, sum digest) error {
 }
 
 // open is Proxy.open for files that may be kept, which asks no upstream after
-// too many had no answer.
+// too many had no answer, nor when the view is full: go.sum is anybody's, and
+// nothing else bounds what is fetched for it.
 func (g *gathering) open(ctx context.Context, q request) (*answer, string, func(), error) {
 	g.mu.Lock()
-	down := g.failures >= maxFailures
+	down, full := g.failures >= maxFailures, g.full
 	g.mu.Unlock()
-	if down {
+	if down || full {
 		f, err := g.proxy.cache.get(q.name)
+		if err != nil && full {
+			return nil, "", nil, errRoom
+		}
 		if err != nil {
 			return nil, "", nil, fmt.Errorf("upstream does not answer, and %s is not kept", q.name)
 		}
