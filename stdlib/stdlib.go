@@ -45,30 +45,30 @@ type Library struct {
 	Options
 
 	mu      sync.Mutex
-	wanted  []cache.Platform // in order, without repetition
-	known   map[cache.Platform]bool
-	arrived chan struct{} // has one element when wanted has
+	wanted  []cache.Platform        // in order, without repetition
+	pending map[cache.Platform]bool // wanted, being prepared, or in vain
+	arrived chan struct{}           // has one element when wanted has
 }
 
 // New returns a Library; Run makes it prepare what Want asks for.
 func New(o Options) *Library {
-	return &Library{Options: o, known: map[cache.Platform]bool{}, arrived: make(chan struct{}, 1)}
+	return &Library{Options: o, pending: map[cache.Platform]bool{}, arrived: make(chan struct{}, 1)}
 }
 
-// Want asks for the library of p and returns at once. Each is asked for once
-// in the life of a Library, so that one that cannot be compiled is not tried
-// for ever.
+// Want asks for the library of p and returns at once. One that was evicted is
+// prepared again; one that cannot be compiled is not tried for ever, but once in
+// the life of a Library.
 func (l *Library) Want(p cache.Platform) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.known[p] {
-		return
-	}
-	l.known[p] = true
 	if l.Cache.Has(l.class(p)) {
 		l.Metrics.LibraryPrepared(p.GOOS, p.GOARCH, 1)
 		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pending[p] {
+		return
+	}
+	l.pending[p] = true
 	l.Metrics.LibraryPrepared(p.GOOS, p.GOARCH, 0)
 	l.wanted = append(l.wanted, p)
 	select {
@@ -88,6 +88,13 @@ func (l *Library) next() (cache.Platform, bool) {
 	p := l.wanted[0]
 	l.wanted = l.wanted[1:]
 	return p, true
+}
+
+// done lets p be wanted again: it may be evicted.
+func (l *Library) done(p cache.Platform) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.pending, p)
 }
 
 // Run prepares what is wanted, one after the other and behind every build,
@@ -135,6 +142,7 @@ func (l *Library) Prepare(ctx context.Context, p cache.Platform, background bool
 	if err != nil {
 		return err
 	}
+	l.done(p)
 	l.Metrics.LibraryPrepared(p.GOOS, p.GOARCH, 1)
 	l.Log.Info("standard library prepared", "platform", p.String(), "files", sealed.Files, "bytes", sealed.Bytes, "seconds", int(time.Since(began).Seconds()))
 	return nil
