@@ -23,6 +23,9 @@ type Module struct {
 
 const goModSuffix = "/go.mod"
 
+// toolchain is the module whose zips are toolchains of Go.
+const toolchain = "golang.org/toolchain"
+
 // Bounds of what Needs reads and returns. The largest Go programs have some
 // 1,000 modules and 3,000 lines.
 const (
@@ -56,6 +59,8 @@ func Needs(gomod, gosum []byte) ([]Module, error) {
 		}
 		if strings.HasSuffix(m.Version, goModSuffix) {
 			mods++
+		} else if m.Path == toolchain {
+			continue // its programs must be executable, which nothing in a Tree is
 		} else if all || wanted[module.Version{Path: m.Path, Version: m.Version}] {
 			zips++
 		} else {

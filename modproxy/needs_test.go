@@ -39,6 +39,7 @@ func TestNeeds(t *testing.T) {
 		"excluded":              {"go 1.21\nrequire example.com/a v1.0.0\nexclude example.com/a v1.0.0\n", sums, nil},
 		"before Go 1.17":        {"go 1.16\nrequire example.com/a v1.0.0\n", sums, []string{"example.com/B v1.2.0", a, b, "example.com/b v1.2.0"}},
 		"of no Go version":      {"require example.com/a v1.0.0\n", sums, []string{"example.com/B v1.2.0", a, b, "example.com/b v1.2.0"}},
+		"a toolchain":           {"go 1.16\nrequire example.com/a v1.0.0\n", strings.ReplaceAll(sums, "example.com/b v1.2.0", "golang.org/toolchain v0.0.1-go1.27.0.linux-amd64"), []string{"example.com/B v1.2.0", a, b}},
 		"of a candidate":        {"go 1.27rc1\nrequire example.com/a v1.0.0\n", sums, []string{a}},
 	} {
 		t.Run(name, func(t *testing.T) {
