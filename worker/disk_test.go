@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -102,13 +103,16 @@ func TestLimitThatWasSurvived(t *testing.T) {
 	r := newRig(t, hello, func(ctx context.Context, p executortest.Process) error {
 		p.Limited(executor.ErrTooManyProcesses)
 		p.Limited(executor.ErrOutOfMemory)
-		return makes("/go/out/app")(ctx, p)
+		return errors.Join(fill(p), makes("/go/out/app")(ctx, p))
 	})
+	r.openLoop()
 	b, log := r.run()
 	if b.State != build.Succeeded {
 		t.Fatalf("record %+v", b)
 	}
-	for flag, bound := range map[string]float64{"--pids": float64(executor.DefaultLimits.Pids), "--memory": float64(executor.DefaultLimits.Memory)} {
+	for flag, bound := range map[string]float64{
+		"--pids": float64(executor.DefaultLimits.Pids), "--memory": float64(executor.DefaultLimits.Memory), "--disk": 32 << 20,
+	} {
 		if !slices.ContainsFunc(log, func(l map[string]any) bool {
 			return l["level"] == "warn" && strings.Contains(l["msg"].(string), flag+" raises that") && (l["processes"] == bound || l["bytes"] == bound)
 		}) {

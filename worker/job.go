@@ -191,6 +191,9 @@ func (j *job) execute(ctx context.Context, try int) error {
 			return &stepError{step: s, err: err}
 		}
 	}
+	if j.diskFull() {
+		j.limited(errDiskFull)
+	}
 	return nil
 }
 
@@ -259,7 +262,7 @@ func (j *job) guard(ctx context.Context, cancel context.CancelCauseFunc) (releas
 	return func() { stop(); wg.Wait() }
 }
 
-// limited tells of a limit that a command ran into and got over.
+// limited tells of a limit that the build ran into and got over.
 func (j *job) limited(limit error) {
 	limits := j.Limits.Or(executor.DefaultLimits)
 	switch {
@@ -267,6 +270,8 @@ func (j *job) limited(limit error) {
 		j.warn("The kernel ended a process of the build at its memory limit; --memory raises that.", build.PhaseBuild, slog.Int64("bytes", limits.Memory))
 	case errors.Is(limit, executor.ErrTooManyProcesses):
 		j.warn("The kernel refused the build a process at its limit of processes; --pids raises that.", build.PhaseBuild, slog.Int64("processes", limits.Pids))
+	case errors.Is(limit, errDiskFull):
+		j.warn("The disk of the build was full for a while; --disk raises that.", build.PhaseBuild, slog.Int64("bytes", j.DiskLimit))
 	}
 }
 
