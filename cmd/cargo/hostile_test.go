@@ -65,6 +65,7 @@ func TestHostile(t *testing.T) {
 func runHostile(t *testing.T, engine string, flags []string, fixtures []*fixture) {
 	h := &hostileRun{engine: engine, host: gitsrctest.New(t), data: t.TempDir()}
 	h.host.Repository("me/honest").Commit("main", gitsrctest.Files(map[string]string{"Makefile": "all:\n\t@echo honest > honest.txt\n"}))
+	copyLibrary(t, engine, h.data)
 	h.server = newServer(t, engine, h.data, h.host, flags...)
 	for range 3 {
 		h.usual = max(h.usual, h.honest(t))

@@ -8,7 +8,15 @@ import (
 
 // TestMain lets the test binary be the program: under the name cargo it runs main.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"cargo": main})
+	testscript.Main(tests{m}, map[string]func(){"cargo": main})
+}
+
+// tests are all tests, and what is to be removed after them.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	defer library.remove()
+	return t.M.Run()
 }
 
 func TestScripts(t *testing.T) {
