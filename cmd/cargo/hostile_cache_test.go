@@ -78,16 +78,10 @@ func (a *attack) play(attacked bool) map[string]string {
 	a.t.Helper()
 	first := a.check("before, shared", "seed", "?recipe=go") // so that there is something to attack
 	a.check("before, of a Makefile", "made", "")
+	before := a.kept()
 	if attacked {
-		before := a.kept()
 		a.keepSecret()
 		a.attack("public-attack", "")
-		a.attack("private-attack", hostileToken)
-		for name, sum := range a.kept() {
-			if was, ok := before[name]; ok && was != sum {
-				a.t.Errorf("%s was changed", name)
-			}
-		}
 		a.spy()
 	}
 	second := a.check("another repository, shared", "shared", "?recipe=go")
@@ -97,6 +91,9 @@ func (a *attack) play(attacked bool) map[string]string {
 	a.compiledOnlyItself("shared", a.check("another repository, of its Makefile", "shared", ""))
 	a.commit("public-attack", "later")
 	a.check("the attacker's, shared", "public-attack", "?recipe=go")
+	if attacked {
+		a.attack("private-attack", hostileToken)
+	}
 	for _, name := range []string{"seed", "made"} {
 		a.commit(name, "two")
 	}
@@ -107,6 +104,7 @@ func (a *attack) play(attacked bool) map[string]string {
 		a.commit("private-attack", "later")
 		a.poisoned("private-attack", hostileToken)
 		a.classes()
+		a.unchanged(before)
 	}
 	if code := a.server.stop(); code != 0 {
 		a.t.Errorf("SIGTERM: exit status %d", code)
@@ -136,6 +134,7 @@ func (a *attack) check(label, name, query string) (log string) {
 	if want := " with an honest module\n"; !strings.HasSuffix(says, want) || strings.Contains(says, "EVIL") {
 		a.t.Errorf("%s: the program says %q, want %q", label, says, want)
 	}
+	a.t.Logf("%s %v", label, b.Phases)
 	a.digests[label] = b.Artifact.SHA256
 	return log
 }
@@ -155,7 +154,8 @@ func (a *attack) attack(name, token string) {
 	if token != "" {
 		a.host.Protect("me/"+name, token)
 	}
-	_, log := a.server.want(a.server.post("/git.test/me/"+name+"/linux/amd64/main", token), token, build.Succeeded, "")
+	b, log := a.server.want(a.server.post("/git.test/me/"+name+"/linux/amd64/main", token), token, build.Succeeded, "")
+	a.t.Logf("%s %v", name, b.Phases)
 	for _, want := range []string{"an entry of fmt was replaced", "an entry of example.test/dep was replaced", `"EVIL"`, "an evil module"} {
 		if !strings.Contains(log, want) {
 			a.t.Errorf("%s did not work even on its own build, %s is not in its log:\n%s", name, want, log)
@@ -201,7 +201,8 @@ func (a *attack) spy() {
 	a.host.Repository("me/spy").Commit("main", gitsrctest.Files(map[string]string{
 		"Makefile": "all:\n" + fmt.Sprintf(search, secretWord[:half], secretWord[half:], "private") + fmt.Sprintf(search, "an honest", " module", "public") + "\t@echo x > out.txt\n",
 	}))
-	_, log := a.server.want(a.server.post("/git.test/me/spy/linux/amd64/main", ""), "", build.Succeeded, "")
+	b, log := a.server.want(a.server.post("/git.test/me/spy/linux/amd64/main", ""), "", build.Succeeded, "")
+	a.t.Logf("spy %v", b.Phases)
 	if strings.Contains(log, "private: ") || !strings.Contains(log, "public: /go/cache/") {
 		a.t.Errorf("a build of another repository finds:\n%s", log)
 	}
@@ -243,6 +244,16 @@ func (a *attack) kept() map[string]string {
 		a.t.Fatalf("the caches hold %d files", len(sums))
 	}
 	return sums
+}
+
+// unchanged compares what is still there of what was there.
+func (a *attack) unchanged(before map[string]string) {
+	a.t.Helper()
+	for name, sum := range a.kept() {
+		if was, ok := before[name]; ok && was != sum {
+			a.t.Errorf("%s was changed", name)
+		}
+	}
 }
 
 // compiledOnlyItself fails the test if go build -v names more in the log of a
