@@ -134,7 +134,6 @@ func (a *attack) check(label, name, query string) (log string) {
 	if want := " with an honest module\n"; !strings.HasSuffix(says, want) || strings.Contains(says, "EVIL") {
 		a.t.Errorf("%s: the program says %q, want %q", label, says, want)
 	}
-	a.t.Logf("%s %v", label, b.Phases)
 	a.digests[label] = b.Artifact.SHA256
 	return log
 }
@@ -154,8 +153,7 @@ func (a *attack) attack(name, token string) {
 	if token != "" {
 		a.host.Protect("me/"+name, token)
 	}
-	b, log := a.server.want(a.server.post("/git.test/me/"+name+"/linux/amd64/main", token), token, build.Succeeded, "")
-	a.t.Logf("%s %v", name, b.Phases)
+	_, log := a.server.want(a.server.post("/git.test/me/"+name+"/linux/amd64/main", token), token, build.Succeeded, "")
 	for _, want := range []string{"an entry of fmt was replaced", "an entry of example.test/dep was replaced", `"EVIL"`, "an evil module"} {
 		if !strings.Contains(log, want) {
 			a.t.Errorf("%s did not work even on its own build, %s is not in its log:\n%s", name, want, log)
@@ -201,8 +199,7 @@ func (a *attack) spy() {
 	a.host.Repository("me/spy").Commit("main", gitsrctest.Files(map[string]string{
 		"Makefile": "all:\n" + fmt.Sprintf(search, secretWord[:half], secretWord[half:], "private") + fmt.Sprintf(search, "an honest", " module", "public") + "\t@echo x > out.txt\n",
 	}))
-	b, log := a.server.want(a.server.post("/git.test/me/spy/linux/amd64/main", ""), "", build.Succeeded, "")
-	a.t.Logf("spy %v", b.Phases)
+	_, log := a.server.want(a.server.post("/git.test/me/spy/linux/amd64/main", ""), "", build.Succeeded, "")
 	if strings.Contains(log, "private: ") || !strings.Contains(log, "public: /go/cache/") {
 		a.t.Errorf("a build of another repository finds:\n%s", log)
 	}

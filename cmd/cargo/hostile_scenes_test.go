@@ -28,6 +28,7 @@ type scene struct {
 var scenes = map[string]func(*scene) (check func()){
 	"door":            (*scene).listeners,
 	"names-in-source": (*scene).manyNames,
+	"other-platform":  (*scene).preparation,
 	"probe":           (*scene).listeners,
 	"tag-moves":       (*scene).movingTag,
 }
@@ -88,6 +89,16 @@ func (sc *scene) manyNames() (check func()) {
 		sc.tree[fmt.Sprintf("names/%s%s%06d", deep, long, i)] = empty
 	}
 	return func() {}
+}
+
+// preparation waits until a library is being prepared: the next honest build
+// and the end of the server fall into that.
+func (sc *scene) preparation() (check func()) {
+	return func() {
+		until(sc.t, "the library is being prepared", func() bool {
+			return strings.Contains(sc.server.stderr.String(), `msg="preparing the standard library" platform=linux/arm64`)
+		})
+	}
 }
 
 // movingTag moves the tag after the request has resolved it and before the
