@@ -14,8 +14,9 @@ import (
 // ErrTooLarge says that a build left more in its cache than a layer may hold.
 var ErrTooLarge = errors.New("too much for a cache layer")
 
-// maxNames bounds how much of what a build left is looked at.
-const maxNames = 1 << 19
+// maxNames bounds how much of what a build left is looked at: several times
+// what the largest programs leave.
+const maxNames = 1 << 17
 
 // Sealed is what became of what a build left.
 type Sealed struct {

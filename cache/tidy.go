@@ -26,6 +26,11 @@ func (c *Cache) tidy(ctx context.Context, class Class) error {
 				return err
 			}
 		}
+		// What runs strangers' code fills what it is given: a few repositories
+		// must not drive out what all builds use.
+		if err := s.evict(c.limit/4*3, func(other Class) bool { return other.kind == KindRepository }); err != nil {
+			return err
+		}
 		return s.evict(c.limit, func(Class) bool { return true })
 	})
 	if err != nil {

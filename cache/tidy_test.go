@@ -313,6 +313,27 @@ func TestLeastRecentlyUsedGoesFirst(t *testing.T) {
 	})
 }
 
+// Repositories, whose code may leave what it likes, have three quarters of the
+// room in all: the rest stays with what every build uses.
+func TestRepositoriesLeaveRoom(t *testing.T) {
+	c := open(t, cache.Options{Dir: t.TempDir(), Limit: 64 * 4096})
+	standard := cache.Standard("go1.26.8", linux)
+	build(t, c, standard, "fmt", "os")
+	build(t, c, shared, "yaml", "cobra")
+	for i := range 30 {
+		build(t, c, repository(fmt.Sprint("r", i)), fmt.Sprint(i), fmt.Sprint(i, "b"), fmt.Sprint(i, "c"))
+	}
+	if _, ok := get(lease(t, c, standard).Layers(), "fmt"); !ok {
+		t.Error("the standard library is gone")
+	}
+	if _, ok := get(lease(t, c, shared).Layers(), "yaml"); !ok {
+		t.Error("what is shared is gone")
+	}
+	if _, ok := get(lease(t, c, repository("r29")).Layers(), "29"); !ok {
+		t.Error("the newest repository's is gone")
+	}
+}
+
 func TestLimitHolds(t *testing.T) {
 	dir := t.TempDir()
 	c := open(t, cache.Options{Dir: dir, Limit: 64 * 4096})

@@ -69,7 +69,11 @@ func (j *job) mount(ctx context.Context) error {
 		// Then GOCACHE is a directory of the build's own: that is slow, not wrong.
 		j.Log.Error("a build goes without compiled packages", "build", j.build.ID, "err", err)
 	}
-	return j.mountModules(ctx)
+	if err := j.mountModules(ctx); err != nil && ctx.Err() == nil {
+		// Then all modules come through the door.
+		j.Log.Error("a build goes without unpacked modules", "build", j.build.ID, "err", err)
+	}
+	return context.Cause(ctx)
 }
 
 // mountPackages lays out GOCACHE.
@@ -115,7 +119,7 @@ func (j *job) mountModules(ctx context.Context) error {
 // Bounds of the files that name modules, far above those of the largest programs.
 const (
 	maxGoMod = 1 << 20
-	maxGoSum = 8 << 20
+	maxGoSum = 4 << 20
 )
 
 func (j *job) needs() []modproxy.Module {

@@ -20,3 +20,19 @@ func TestBuildWithoutCache(t *testing.T) {
 		t.Errorf("the operator hears:\n%s", said)
 	}
 }
+
+// So it does without unpacked modules: they come through the door.
+func TestBuildWithoutModules(t *testing.T) {
+	r := newRig(t, map[string]string{
+		"go.mod":  "module git.test/me/app\n\ngo 1.22\n\nrequire example.com/m v1.0.0\n",
+		"go.sum":  "example.com/m v1.0.0 h1:" + strings.Repeat("A", 43) + "=\n",
+		"main.go": "package main\n\nfunc main() {}\n",
+	}, makes("/go/out/app"))
+	r.must(os.RemoveAll(filepath.Join(r.data, "modules")))
+	if b, _ := r.run(); b.State != build.Succeeded {
+		t.Errorf("%s %s: %s", b.State, b.Reason, b.Message)
+	}
+	if said := r.operator.String(); strings.Count(said, "goes without unpacked modules") != 1 {
+		t.Errorf("the operator hears:\n%s", said)
+	}
+}

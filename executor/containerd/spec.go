@@ -80,7 +80,7 @@ func mounts(binds []executor.Mount, tmp int64) []specs.Mount {
 		if b.Writable {
 			mode = "rw"
 		}
-		all = append(all, specs.Mount{Destination: b.Target, Type: "bind", Source: b.Source, Options: []string{"bind", "nosuid", "nodev", mode}})
+		all = append(all, specs.Mount{Destination: b.Target, Type: "bind", Source: b.Source, Options: []string{"bind", "rprivate", "nosuid", "nodev", mode}})
 	}
 	return all
 }
