@@ -64,7 +64,7 @@ func (l *preparedLibrary) remove() {
 }
 
 func command(args ...string) error {
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil { //nolint:gosec // the tests' own
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%q: %w: %s", args, err, out)
 	}
 	return nil
