@@ -19,7 +19,10 @@ func (j *job) env() []string {
 		"GOMODCACHE=" + modDir,
 		"GOTMPDIR=" + tmpDir, // /tmp counts as memory
 		"TMPDIR=" + tmpDir,
-		"GOFLAGS=-buildvcs=false", // git's answer differs with the image's git; the recipe stamps the version
+		// git's answer differs with the image's git; the recipe stamps the version.
+		// -trimpath is part of the go command's keys: a Makefile that does not say
+		// it would find nothing of what was compiled for others.
+		"GOFLAGS=-buildvcs=false -trimpath",
 		"GOPROXY=http://" + executor.DoorAddr,
 		"GOTOOLCHAIN=auto", // the official image says local; a newer one comes through the door
 		"SOURCE_DATE_EPOCH=" + strconv.FormatInt(j.tree.Time.Unix(), 10),

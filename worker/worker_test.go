@@ -128,7 +128,7 @@ func checkStep(r *rig, b build.Build) {
 	}
 	want := []string{
 		"GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0", "HOME=/go/home", "GOPATH=/go", "GOCACHE=/go/cache", "GOMODCACHE=/go/pkg/mod",
-		"GOTMPDIR=/go/tmp", "TMPDIR=/go/tmp", "GOFLAGS=-buildvcs=false", "GOPROXY=http://127.0.0.1:3128", "GOTOOLCHAIN=auto",
+		"GOTMPDIR=/go/tmp", "TMPDIR=/go/tmp", "GOFLAGS=-buildvcs=false -trimpath", "GOPROXY=http://127.0.0.1:3128", "GOTOOLCHAIN=auto",
 		fmt.Sprint("SOURCE_DATE_EPOCH=", gitsrctest.Epoch.Unix()), "TZ=UTC", "LC_ALL=C.UTF-8", "GOMAXPROCS=2", "GOSUMDB=sum.test",
 		"GO111MODULE=on", "GOWORK=off",
 	}
