@@ -1,16 +1,21 @@
 package stdlib_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/monochromegane/cargo/cache"
 	"github.com/monochromegane/cargo/disk"
@@ -19,85 +24,398 @@ import (
 	"github.com/monochromegane/cargo/stdlib"
 )
 
-// A fraction of a platform's library.
-type told struct {
-	platform string
-	fraction float64
+// A rig is a Library whose go command is played, and what it left and said.
+type rig struct {
+	*testing.T
+	stdlib.Options
+	library *stdlib.Library
+	fake    *executortest.Fake
+	work    string // where the disks are
+	log     bytes.Buffer
+
+	mu     sync.Mutex
+	told   []string           // platform and fraction
+	before map[string]float64 // the last fraction of each
 }
 
-// A recorder is Metrics that a test waits for.
-type recorder chan told
+// A goCommand plays go build -v std.
+type goCommand func(ctx context.Context, p executortest.Process) error
 
-func (r recorder) LibraryPrepared(goos, goarch string, fraction float64) {
-	r <- told{goos + "/" + goarch, fraction}
-}
+// packages are what go list std says here.
+var packages = []string{"errors", "internal/abi", "runtime", "unsafe"}
 
-// compile plays the go command: it compiles one package, but for plan9.
-func compile(_ context.Context, p executortest.Process) error {
-	if slices.Contains(p.Env, "GOOS=plan9") {
-		return &executor.ExitError{Code: 1}
-	}
-	if slices.Contains(p.Args, "list") {
-		return nil
-	}
-	content := []byte("a package")
-	output, action := sha256.Sum256(content), sha256.Sum256([]byte(fmt.Sprint(p.Env)))
-	entry := fmt.Sprintf("v1 %x %x %20d %20d\n", action, output, len(content), 1)
-	write := func(id [sha256.Size]byte, kind, text string) error {
-		name := p.Path(fmt.Sprintf("/go/cache/%02x/%x-%s", id[0], id, kind))
-		return errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644))
-	}
-	return errors.Join(write(output, "d", string(content)), write(action, "a", entry))
-}
-
-// A library that was evicted is prepared again when it is wanted again; one that
-// cannot be compiled is tried once.
-func TestWant(t *testing.T) {
+func newRig(t *testing.T, build goCommand, o cache.Options) *rig {
+	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("only root can give a workspace to the build user")
+		t.Skip("needs root to give files to the build user")
 	}
-	dir := t.TempDir()
-	packages, err := cache.Open(cache.Options{Dir: filepath.Join(dir, "packages"), UID: executor.HostUID, GID: executor.HostUID})
-	if err != nil {
-		t.Fatal(err)
+	r := &rig{T: t, work: filepath.Join(t.TempDir(), "work"), before: map[string]float64{}}
+	o.Dir = t.TempDir()
+	packagesKept, err := cache.Open(o)
+	r.must(err)
+	disks, err := disk.Open(t.Context(), disk.Options{Dir: r.work, Kind: disk.Watch})
+	r.must(err)
+	r.fake = &executortest.Fake{Script: func(ctx context.Context, p executortest.Process) error {
+		if p.Args[1] == "list" {
+			_, err := fmt.Fprintln(p.Stdout, strings.Join(packages, "\n"))
+			return err
+		}
+		return build(ctx, p)
+	}}
+	r.Options = stdlib.Options{
+		Executor: r.fake, Image: "builder", Toolchain: stdlib.Toolchain{Version: "go1.26.8"}, Cache: packagesKept, Disks: disks,
+		Metrics: r, Log: slog.New(slog.NewTextHandler(&r.log, nil)),
 	}
-	disks, err := disk.Open(t.Context(), disk.Options{Dir: filepath.Join(dir, "disks"), Kind: disk.Watch})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fake := &executortest.Fake{Script: compile, Images: []string{"builder"}}
-	metrics := make(recorder, 100)
-	l := stdlib.New(stdlib.Options{
-		Executor: fake, Image: "builder", Toolchain: stdlib.Toolchain{Version: "go1.26.8"}, Cache: packages, Disks: disks,
-		Metrics: metrics, Log: slog.New(slog.DiscardHandler),
+	r.library = stdlib.New(r.Options)
+	t.Cleanup(func() {
+		left, err := os.ReadDir(r.work)
+		if err != nil || len(left) > 0 {
+			t.Errorf("left in the workspace: %v, %v", left, err)
+		}
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
-	defer wg.Wait()
-	defer cancel()
-	wait := func(want told) {
-		t.Helper()
-		for got := range metrics {
-			if got == want {
-				return
-			}
+	return r
+}
+
+func (r *rig) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// LibraryPrepared implements [stdlib.Metrics].
+func (r *rig) LibraryPrepared(goos, goarch string, fraction float64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := goos + "/" + goarch
+	if fraction != 0 && fraction < r.before[p] || fraction < 0 || fraction > 1 {
+		r.Errorf("%s: %v after %v", p, fraction, r.before[p])
+	}
+	r.before[p] = fraction
+	r.told = append(r.told, fmt.Sprintf("%s %.2f", p, fraction))
+}
+
+// builds counts how often each platform was compiled in the form of Cargo's recipe.
+func (r *rig) builds() map[string]int {
+	n := map[string]int{}
+	for _, s := range r.fake.Steps() {
+		if slices.Contains(s.Args, "-trimpath") {
+			n[env(s, "GOOS")+"/"+env(s, "GOARCH")]++
 		}
 	}
-	linux := cache.Platform{GOOS: "linux", GOARCH: "amd64"}
-	for round := 1; round <= 2; round++ {
-		l.Want(cache.Platform{GOOS: "plan9", GOARCH: "386"})
-		l.Want(linux)
-		l.Want(linux)
-		wait(told{"linux/amd64", 1})
-		if want := 1 + 2*round; len(fake.Steps()) != want { // plan9 once; list and build for each round
-			t.Fatalf("%d steps in round %d, want %d", len(fake.Steps()), round, want)
+	return n
+}
+
+func env(s executor.Step, name string) (value string) {
+	for _, e := range s.Env {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
+			value = v
 		}
-		// Prune keeps what is in use, as it is while it is being tidied.
-		for packages.Has(cache.Standard("go1.26.8", linux)) {
-			if _, err := packages.Prune(ctx, 0); err != nil {
-				t.Fatal(err)
+	}
+	return value
+}
+
+// compile leaves an entry of each form and target in the cache, and names every package.
+func compile(_ context.Context, p executortest.Process) error {
+	of := fmt.Sprint(p.Args, env(p.Step, "GOOS"), env(p.Step, "GOARCH"))
+	action, output := sha256.Sum256([]byte(of)), sha256.Sum256([]byte("compiled"))
+	for name, text := range map[string]string{
+		fmt.Sprintf("%x-a", action): fmt.Sprintf("v1 %x %x %20d %20d\n", action, output, len("compiled"), 1),
+		fmt.Sprintf("%x-d", output): "compiled",
+	} {
+		name = p.Path(filepath.Join(env(p.Step, "GOCACHE"), name[:2], name))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(p.Stderr, strings.Join(packages[:3], "\n")) // unsafe is never compiled
+	return err
+}
+
+func breaks(_ context.Context, p executortest.Process) error {
+	fmt.Fprint(p.Stderr, "errors\n# runtime\nasm.s:1: undefin", "ed: x")
+	return &executor.ExitError{Code: 1}
+}
+
+var (
+	linux   = cache.Platform{GOOS: "linux", GOARCH: "amd64", Variant: "GOAMD64=v1"}
+	windows = cache.Platform{GOOS: "windows", GOARCH: "amd64", Variant: "GOAMD64=v1"}
+)
+
+func (r *rig) has(p cache.Platform) bool { return r.Cache.Has(cache.Standard(r.Toolchain.Version, p)) }
+
+func TestPrepare(t *testing.T) {
+	r := newRig(t, compile, cache.Options{})
+	r.Limits = executor.Limits{CPUs: 1.5, Memory: 1 << 30}
+	r.library = stdlib.New(r.Options)
+	for range 2 { // the second time it is there
+		r.must(r.library.Prepare(t.Context(), windows, false))
+	}
+	if !r.has(windows) || r.has(linux) {
+		t.Errorf("has windows: %t, linux: %t", r.has(windows), r.has(linux))
+	}
+	want := []string{"windows/amd64 0.12", "windows/amd64 0.25", "windows/amd64 0.38", "windows/amd64 0.50",
+		"windows/amd64 0.62", "windows/amd64 0.75", "windows/amd64 1.00", "windows/amd64 1.00"}
+	if !slices.Equal(r.told, want) {
+		t.Errorf("told %q, want %q", r.told, want)
+	}
+	var commands []string
+	for _, s := range r.fake.Steps() {
+		commands = append(commands, strings.Join(s.Args, " "))
+		for name, want := range map[string]string{"GOOS": "windows", "GOARCH": "amd64", "CGO_ENABLED": "0", "GOMAXPROCS": "2", "GOPROXY": "off", "TMPDIR": "/go/tmp"} {
+			if got := env(s, name); got != want {
+				t.Errorf("%s=%q, want %q", name, got, want)
 			}
+		}
+		if s.Image != "builder" || s.Limits != r.Limits || s.Door != nil || s.Background {
+			t.Errorf("step %+v", s)
+		}
+	}
+	// Entries of the two forms have nothing in common.
+	if want := []string{"go list std", "go build -v -trimpath std", "go build -v std"}; !slices.Equal(commands, want) {
+		t.Errorf("commands %q, want %q", commands, want)
+	}
+	if log := r.log.String(); strings.Count(log, "standard library prepared") != 1 || !strings.Contains(log, "files=3") {
+		t.Errorf("log: %s", log)
+	}
+}
+
+func TestPrepareFails(t *testing.T) {
+	gone := errors.New("the server stops")
+	for name, tc := range map[string]struct {
+		build goCommand
+		cache cache.Options
+		want  []string
+		is    error
+	}{
+		"compile": {build: breaks, want: []string{"go build -v -trimpath std: exit status 1: # runtime\nasm.s:1: undefined: x"}},
+		"much output": {build: func(_ context.Context, p executortest.Process) error {
+			_, _ = p.Stderr.Write(bytes.Repeat([]byte("x"), 1<<20))
+			return &executor.ExitError{Code: 1}
+		}, want: []string{"exit status 1: xxx"}},
+		"second form": {build: func(ctx context.Context, p executortest.Process) error {
+			if slices.Contains(p.Args, "-trimpath") {
+				return compile(ctx, p)
+			}
+			return breaks(ctx, p)
+		}, want: []string{"go build -v std: exit status 1"}},
+		"runtime":   {build: func(context.Context, executortest.Process) error { return executor.ErrUnavailable }, is: executor.ErrUnavailable},
+		"too large": {build: compile, cache: cache.Options{Limit: 4096}, is: cache.ErrTooLarge, want: []string{"--cache-limit"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, tc.build, tc.cache)
+			err := r.library.Prepare(t.Context(), linux, false)
+			if err == nil || tc.is != nil && !errors.Is(err, tc.is) || len(err.Error()) > 8<<10 {
+				t.Fatalf("Prepare = %.300v", err)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("Prepare = %v, want %q in it", err, want)
+				}
+			}
+			if r.has(linux) {
+				t.Error("something was kept")
+			}
+			if last := r.told[len(r.told)-1]; last != "linux/amd64 0.00" {
+				t.Errorf("at last it is %s", last)
+			}
+		})
+	}
+	t.Run("canceled", func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		r := newRig(t, func(ctx context.Context, _ executortest.Process) error { cancel(gone); <-ctx.Done(); return nil }, cache.Options{})
+		if err := r.library.Prepare(ctx, linux, false); !errors.Is(err, gone) {
+			t.Errorf("Prepare = %v, want %v", err, gone)
+		}
+	})
+	t.Run("endless", func(t *testing.T) {
+		r := newRig(t, func(ctx context.Context, _ executortest.Process) error { <-ctx.Done(); return nil }, cache.Options{})
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			err := r.library.Prepare(t.Context(), linux, true)
+			if err == nil || !strings.Contains(err.Error(), "longer than") || time.Since(began) > time.Hour {
+				t.Errorf("Prepare = %v after %v", err, time.Since(began))
+			}
+		})
+	})
+}
+
+// Two servers, or one and a person, may prepare the same at the same time.
+func TestPrepareBesidePrepare(t *testing.T) {
+	var together sync.WaitGroup
+	together.Add(2)
+	r := newRig(t, func(ctx context.Context, p executortest.Process) error {
+		if slices.Contains(p.Args, "-trimpath") {
+			together.Done()
+			together.Wait()
+		}
+		return compile(ctx, p)
+	}, cache.Options{})
+	quiet := r.Options
+	quiet.Metrics = unmeasured{}
+	quiet.Log = slog.New(slog.DiscardHandler)
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			if err := stdlib.New(quiet).Prepare(t.Context(), linux, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	list, err := r.Cache.List()
+	if err != nil || len(list) != 1 || list[0].Files < 3 {
+		t.Errorf("kept %+v, %v", list, err)
+	}
+}
+
+type unmeasured struct{}
+
+func (unmeasured) LibraryPrepared(string, string, float64) {}
+
+// bubble runs test where time is synctest's, with a Library that was made there.
+func (r *rig) bubble(test func(t *testing.T)) {
+	synctest.Test(r.T, func(t *testing.T) {
+		r.library = stdlib.New(r.Options)
+		test(t)
+	})
+}
+
+// run starts Run and returns what stops it and waits for it.
+func (r *rig) run() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends before the test's context
+	var wg sync.WaitGroup
+	wg.Go(func() { r.library.Run(ctx) })
+	return func() { cancel(); wg.Wait() }
+}
+
+func TestRunInOrder(t *testing.T) {
+	r := newRig(t, compile, cache.Options{})
+	r.bubble(func(t *testing.T) {
+		for _, p := range []cache.Platform{windows, linux, windows, linux} {
+			r.library.Want(p)
+		}
+		defer r.run()()
+		synctest.Wait()
+		steps := r.fake.Steps()
+		if len(steps) != 6 || env(steps[0], "GOOS") != "windows" || env(steps[3], "GOOS") != "linux" {
+			t.Errorf("%d steps, builds %v", len(steps), r.builds())
+		}
+		for _, s := range steps {
+			if !s.Background {
+				t.Errorf("%q does not give way", s.Args)
+			}
+		}
+		r.library.Want(linux)
+		synctest.Wait()
+		if n := len(r.fake.Steps()); n != 6 {
+			t.Errorf("what is there was compiled again: %d steps", n)
+		}
+	})
+}
+
+// What cannot be compiled is tried again after an hour, if somebody asks then.
+func TestFailureIsNotRetriedForEver(t *testing.T) {
+	r := newRig(t, breaks, cache.Options{})
+	r.bubble(func(t *testing.T) {
+		defer r.run()()
+		want := func(n int) {
+			t.Helper()
+			for range 3 {
+				r.library.Want(linux)
+				synctest.Wait()
+			}
+			if got := r.builds()["linux/amd64"]; got != n {
+				t.Errorf("tried %d times, want %d", got, n)
+			}
+		}
+		want(1)
+		if log := r.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "undefined: x") {
+			t.Errorf("log: %s", log)
+		}
+		time.Sleep(2 * time.Hour)
+		want(2)
+	})
+}
+
+// A library that was removed from the cache is prepared again.
+func TestRemovedLibraryIsPreparedAgain(t *testing.T) {
+	r := newRig(t, compile, cache.Options{})
+	r.bubble(func(t *testing.T) {
+		defer r.run()()
+		r.library.Want(linux)
+		synctest.Wait()
+		if _, err := r.Cache.Prune(t.Context(), 0); err != nil || r.has(linux) {
+			t.Fatalf("pruned: %v", err)
+		}
+		time.Sleep(2 * time.Hour)
+		r.library.Want(linux)
+		synctest.Wait()
+		if n := r.builds()["linux/amd64"]; n != 2 || !r.has(linux) {
+			t.Errorf("compiled %d times, there: %t", n, r.has(linux))
+		}
+	})
+}
+
+func TestRunStops(t *testing.T) {
+	started := make(chan struct{})
+	r := newRig(t, func(ctx context.Context, _ executortest.Process) error {
+		close(started)
+		<-ctx.Done()
+		return nil
+	}, cache.Options{})
+	r.library.Want(windows)
+	r.library.Want(linux)
+	stop := r.run()
+	<-started
+	stop()
+	if b := r.builds(); len(b) != 1 {
+		t.Errorf("builds %v", b)
+	}
+	if strings.Contains(r.log.String(), "WARN") {
+		t.Errorf("a stop is no failure: %s", r.log.String())
+	}
+}
+
+const says = `{"GOVERSION": "go1.26.8", "GOAMD64": "v1", "GOARM64": "v8.0", "GO386": "", "GOARM": "7"}`
+
+func TestInspect(t *testing.T) {
+	answers := func(text string, err error) *executortest.Fake {
+		return &executortest.Fake{Script: func(_ context.Context, p executortest.Process) error {
+			_, _ = io.WriteString(p.Stdout, text)
+			if err != nil {
+				_, _ = io.WriteString(p.Stderr, "go: it is broken\n")
+			}
+			return err
+		}}
+	}
+	tc, err := stdlib.Inspect(t.Context(), answers(says, nil), "builder")
+	if err != nil || tc.Version != "go1.26.8" {
+		t.Fatalf("%+v, %v", tc, err)
+	}
+	for target, want := range map[string]string{"linux/amd64": " GOAMD64=v1", "darwin/arm64": " GOARM64=v8.0", "linux/arm": " GOARM=7", "linux/386": "", "linux/s390x": ""} {
+		goos, goarch, _ := strings.Cut(target, "/")
+		if p := tc.Platform(goos, goarch); p.String() != target+want || p.Cgo {
+			t.Errorf("%s: %v", target, p)
+		}
+	}
+	for name, tc := range map[string]struct {
+		fake *executortest.Fake
+		want string
+	}{
+		"no go":      {&executortest.Fake{}, "executable file not found"},
+		"no image":   {&executortest.Fake{Images: []string{}}, "no such image"},
+		"broken":     {answers("", &executor.ExitError{Code: 2}), "exit status 2: go: it is broken"},
+		"no JSON":    {answers("go version go1.2", nil), `says "go version go1.2" of itself`},
+		"no version": {answers("{}", nil), "does not say its version"},
+		"endless":    {answers(`{"GOVERSION": "`+strings.Repeat("1", 1<<20), nil), "of itself"},
+	} {
+		_, err := stdlib.Inspect(t.Context(), tc.fake, "builder")
+		if err == nil || !strings.Contains(err.Error(), tc.want) || len(err.Error()) > 1000 {
+			t.Errorf("%s: %.1000v, want %q", name, err, tc.want)
 		}
 	}
 }

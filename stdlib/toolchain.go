@@ -1,12 +1,12 @@
 package stdlib
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/monochromegane/cargo/cache"
 	"github.com/monochromegane/cargo/executor"
@@ -35,32 +35,27 @@ func (t Toolchain) Platform(goos, goarch string) cache.Platform {
 	return p
 }
 
-// Inspect asks the go command of an image what it is.
+// inspectTimeout bounds what a go command takes to say what it is.
+const inspectTimeout = 2 * time.Minute
+
+// Inspect asks the go command of an image what it is. An image without one is
+// an error that names neither image nor flag.
 func Inspect(ctx context.Context, e executor.Executor, image string) (Toolchain, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, inspectTimeout, fmt.Errorf("it did not answer within %v", inspectTimeout))
+	defer cancel()
 	args := append([]string{"go", "env", "-json", "GOVERSION"}, slices.Compact(slices.Sorted(maps.Values(variantOf)))...)
-	var stdout, stderr text
-	err := e.Run(ctx, executor.Step{ID: stepID("env"), Image: image, Args: args, Env: environment, Stdout: &stdout, Stderr: &stderr})
+	stdout, stderr := text{max: maxList}, text{max: maxSaid}
+	err := e.Run(ctx, executor.Step{ID: stepID("env"), Image: image, Args: args, Env: environment(), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
-		return Toolchain{}, fmt.Errorf("ask the image's go command what it is: %w %s", err, bytes.TrimSpace(stderr.b))
+		return Toolchain{}, fmt.Errorf("ask its go command what it is: %w", withText(err, stderr.b))
 	}
 	t := Toolchain{settings: map[string]string{}}
 	if err := json.Unmarshal(stdout.b, &t.settings); err != nil {
-		return Toolchain{}, fmt.Errorf("read what the image's go command says of itself: %w", err)
+		return Toolchain{}, fmt.Errorf("its go command says %.200q of itself: %w", stdout.b, err)
 	}
 	t.Version = cache.Toolchain(t.settings["GOVERSION"])
 	if t.Version == "" {
-		return Toolchain{}, fmt.Errorf("the image's go command does not say its version: %.200q", stdout.b)
+		return Toolchain{}, fmt.Errorf("its go command does not say its version, but %.200q", stdout.b)
 	}
 	return t, nil
-}
-
-// maxText bounds what is kept of a command's output.
-const maxText = 64 << 10
-
-// text keeps the beginning of what is written to it.
-type text struct{ b []byte }
-
-func (t *text) Write(p []byte) (int, error) {
-	t.b = append(t.b, p[:min(len(p), maxText-len(t.b))]...)
-	return len(p), nil
 }

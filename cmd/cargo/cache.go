@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/monochromegane/cargo/cache"
 	"github.com/monochromegane/cargo/disk"
@@ -132,6 +134,11 @@ func prepareCache(c *cli.Context, cfg config, log *slog.Logger) (err error) {
 	if err := cfg.makeDirs(); err != nil {
 		return err
 	}
+	lock, err := lockDir(cfg.workspaceDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	disks, err := disk.Open(ctx, disk.Options{Dir: cfg.workspaceDir, Limit: cfg.diskLimit, Log: log})
 	if err != nil {
 		return err
@@ -145,9 +152,9 @@ func prepareCache(c *cli.Context, cfg config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	toolchain, err := stdlib.Inspect(ctx, e, image.Ref)
+	toolchain, err := inspect(ctx, cfg, e, image)
 	if err != nil {
-		return usageError{fmt.Errorf("--image %s: %w", cfg.image, err)}
+		return err
 	}
 	library := stdlib.New(stdlib.Options{
 		Executor: e, Image: image.Ref, Toolchain: toolchain, Cache: packages, Disks: disks,
@@ -159,6 +166,23 @@ func prepareCache(c *cli.Context, cfg config, log *slog.Logger) (err error) {
 		}
 	}
 	return nil
+}
+
+// lockDir keeps a second process out of a directory in which only one may work,
+// until the file is closed or this process ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, usageError{fmt.Errorf("another `cargo cache prepare` is at work in %s; wait until it has ended", dir)}
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
 }
 
 // unmeasured is the metrics of a program that serves none.

@@ -16,6 +16,7 @@ import (
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/executor/containerd"
 	"github.com/monochromegane/cargo/executor/docker"
+	"github.com/monochromegane/cargo/stdlib"
 )
 
 // An engine is an executor with its images.
@@ -71,6 +72,19 @@ func readyImage(ctx context.Context, cfg config, e engine, log *slog.Logger) (ex
 		return image, usageError{fmt.Errorf("--executor %s: %w", cfg.executor, err)}
 	}
 	return image, nil
+}
+
+// inspect asks the builder image what go command it has. That it has none is
+// put right by naming another image; that the engine is gone is not.
+func inspect(ctx context.Context, cfg config, e engine, image executor.Image) (stdlib.Toolchain, error) {
+	toolchain, err := stdlib.Inspect(ctx, e, image.Ref)
+	switch {
+	case err == nil:
+		return toolchain, nil
+	case errors.Is(err, executor.ErrUnavailable):
+		return toolchain, fmt.Errorf("--executor %s: %w", cfg.executor, err)
+	}
+	return toolchain, usageError{fmt.Errorf("--image %s: %w; name an image with Go in it", cfg.image, err)}
 }
 
 // reapFormer removes what a server on this data directory left in the engine

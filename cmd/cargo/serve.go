@@ -122,12 +122,12 @@ func (r *rooms) build(ctx context.Context, fail context.CancelCauseFunc) error {
 	if err != nil {
 		return err
 	}
-	toolchain, err := stdlib.Inspect(ctx, r.engine, image.Ref)
+	toolchain, err := inspect(ctx, r.cfg, r.engine, image)
 	if ctx.Err() != nil {
 		return nil
 	}
 	if err != nil {
-		return usageError{fmt.Errorf("--image %s: %w", r.cfg.image, err)}
+		return err
 	}
 	library := r.library(image, toolchain)
 	for _, p := range r.cfg.prepare {
