@@ -3,10 +3,14 @@ package metrics_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/monochromegane/cargo/metrics"
@@ -84,6 +88,14 @@ func TestWhatHappened(t *testing.T) {
 	m.ArtifactStored(1000)
 	m.ArtifactServed(300)
 	m.ArtifactServed(30)
+	m.ModulesServed("cache", 5)
+	m.ModulesServed("cache", -1)
+	m.ModulesServed("upstream", 1)
+	m.ModuleBytesFetched(2000)
+	m.ModuleBytesFetched(-1)
+	m.LibraryPrepared("linux", "arm64", 0)
+	m.LibraryPrepared("linux", "amd64", 0.25)
+	m.LibraryPrepared("linux", "amd64", 1)
 	has(t, m, `cargo_builds_total{result="succeeded"} 1
 		cargo_builds_total{result="canceled"} 1
 		cargo_build_duration_seconds_bucket{executor="containerd",result="succeeded",le="20"} 0
@@ -96,7 +108,12 @@ func TestWhatHappened(t *testing.T) {
 		cargo_http_requests_total{code="202",route="POST /{target...}"} 1
 		cargo_http_request_duration_seconds_sum{route="POST /{target...}"} 0.007
 		cargo_artifact_bytes_total{direction="stored"} 1000
-		cargo_artifact_bytes_total{direction="served"} 330`)
+		cargo_artifact_bytes_total{direction="served"} 330
+		cargo_module_requests_total{from="cache"} 5
+		cargo_module_requests_total{from="upstream"} 1
+		cargo_module_fetched_bytes_total 2000
+		cargo_cache_prepared{goarch="arm64",goos="linux"} 0
+		cargo_cache_prepared{goarch="amd64",goos="linux"} 1`)
 }
 
 func TestLabelsComeFromClosedSets(t *testing.T) {
@@ -105,9 +122,11 @@ func TestLabelsComeFromClosedSets(t *testing.T) {
 	m.BuildEnded(stranger, stranger, 0, time.Second)
 	m.PhaseEnded(stranger, time.Second)
 	m.RequestEnded(stranger, 99999, time.Second)
+	m.ModulesServed(stranger, 1)
 	has(t, m, `cargo_builds_total{result="other"} 1
 		cargo_build_duration_seconds_count{executor="other",result="other"} 1
 		cargo_build_phase_seconds_count{phase="other"} 1
+		cargo_module_requests_total{from="other"} 1
 		cargo_http_requests_total{code="other",route="other"} 1
 		cargo_http_request_duration_seconds_count{route="other"} 1`)
 	if _, body := scrape(t, m, "text/plain"); strings.Contains(body, stranger) {
@@ -132,8 +151,50 @@ func TestFormats(t *testing.T) {
 	}
 }
 
+// How disks are bounded is not known while a server starts.
+func TestDiskKind(t *testing.T) {
+	o, kind := options(), ""
+	o.DiskKind = func() string { return kind }
+	m := metrics.New(o)
+	has(t, m, `cargo_disk_bound{kind="loop"} 0
+		cargo_disk_bound{kind="watch"} 0`)
+	kind = "watch"
+	has(t, m, `cargo_disk_bound{kind="loop"} 0
+		cargo_disk_bound{kind="watch"} 1`)
+}
+
+// docs/metrics.md has every metric with its type, and no other, and every label.
+func TestDocumented(t *testing.T) {
+	text, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `(cargo_\\w+)` \\| (\\w+)").FindAllStringSubmatch(string(text), -1) {
+		documented = append(documented, row[1]+" "+row[2])
+	}
+	m := metrics.New(options())
+	m.LibraryPrepared("linux", "amd64", 1)
+	_, body := scrape(t, m, "text/plain")
+	var served []string
+	for _, line := range regexp.MustCompile("(?m)^# TYPE (cargo_.*)$").FindAllStringSubmatch(body, -1) {
+		served = append(served, line[1])
+	}
+	slices.Sort(documented)
+	slices.Sort(served)
+	if diff := cmp.Diff(served, documented); diff != "" {
+		t.Errorf("served (-) and documented (+):\n%s", diff)
+	}
+	for _, label := range regexp.MustCompile(`(?m)^cargo_.*?[{,](\w+)="`).FindAllStringSubmatch(body, -1) {
+		if l := label[1]; l != "le" && !strings.Contains(string(text), "`"+l+"`") {
+			t.Errorf("docs/metrics.md does not name the label %s", l)
+		}
+	}
+}
+
 func TestLint(t *testing.T) {
 	m := metrics.New(options())
+	m.LibraryPrepared("linux", "amd64", 1)
 	_, body := scrape(t, m, "text/plain")
 	problems, err := promlint.New(strings.NewReader(body)).Lint()
 	if err != nil {

@@ -36,12 +36,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		ExitErrHandler:  func(*cli.Context, error) {},
 		OnUsageError:    onUsageError,
 		CommandNotFound: nil,
-		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return usageError{fmt.Errorf("no such command %q; `cargo --help` lists the commands", c.Args().First())}
-			}
-			return cli.ShowAppHelp(c)
-		},
+		Action:          helpOrNoSuch,
 	}
 	err := app.RunContext(ctx, args)
 	if err == nil {
@@ -54,6 +49,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// helpOrNoSuch is what a command does that has commands, where none of them is named.
+func helpOrNoSuch(c *cli.Context) error {
+	if c.Args().Present() {
+		return usageError{fmt.Errorf("no such command %q; `%s --help` lists the commands", c.Args().First(), c.Command.HelpName)}
+	}
+	if c.Command.Name == c.App.Name {
+		return cli.ShowAppHelp(c)
+	}
+	return cli.ShowSubcommandHelp(c)
 }
 
 // onUsageError keeps the library from printing the whole help for one wrong flag.
@@ -74,9 +80,13 @@ func lines(err error) []error {
 
 func versionCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print version, commit and Go version",
+		Name:         "version",
+		Usage:        "print version, commit and Go version",
+		OnUsageError: onUsageError,
 		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usageError{fmt.Errorf("unexpected argument %q", c.Args().First())}
+			}
 			v := programVersion()
 			_, err := fmt.Fprintf(c.App.Writer, "cargo %s\ncommit %s\n%s %s/%s\n", v.version, v.commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err

@@ -24,9 +24,11 @@ import (
 // runs on the same data directory or without one.
 func cacheCommand(stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:         "cache",
-		Usage:        "look after the packages that are kept compiled",
-		OnUsageError: onUsageError,
+		Name:            "cache",
+		Usage:           "look after the packages that are kept compiled",
+		HideHelpCommand: true,
+		OnUsageError:    onUsageError,
+		Action:          helpOrNoSuch,
 		Subcommands: []*cli.Command{
 			{
 				Name: "list", Usage: "print what is there", OnUsageError: onUsageError,

@@ -59,6 +59,9 @@ type access struct {
 	trustedProxies         []netip.Prefix
 }
 
+// minDisk is the least that package disk makes a file system on.
+const minDisk = 16 << 20
+
 // quotas bound what is kept.
 type quotas struct {
 	cache, modules, storage, minFree int64 // bytes
@@ -122,6 +125,9 @@ func parseConfig(c *cli.Context) (config, error) {
 	}
 	if cfg.network != "modules" && cfg.network != networkNone {
 		p.fail("--network %q: want modules or none", cfg.network)
+	}
+	if 0 < cfg.diskLimit && cfg.diskLimit < minDisk {
+		p.fail("--disk %q: want 16MiB or more, which a file system needs", c.String("disk"))
 	}
 	if cfg.grace < 0 {
 		p.fail("--grace %v: want zero or more", cfg.grace)
