@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -128,15 +129,20 @@ func TestNetworkHint(t *testing.T) {
 		files map[string]string
 		says  string
 		want  int
+		piece int // bytes a write; 0 for all at once
 	}{
-		"make that resolves":        {withMakefile, "curl: (6) Could not resolve host: example.com", 1},
-		"make that breaks":          {withMakefile, "undefined: x", 0},
-		"go build of a network app": {hello, "dial tcp: lookup example.com: no such host", 0},
+		"make that resolves":          {files: withMakefile, says: "curl: (6) Could not resolve host: example.com", want: 1},
+		"make that breaks":            {files: withMakefile, says: "undefined: x", want: 0},
+		"the longest word, piecemeal": {files: withMakefile, says: "wget: Temporary Failure in Name Resolution", want: 1, piece: 1},
+		"in a long write":             {files: withMakefile, says: strings.Repeat("x", 4080) + " Temporary failure in name resolution", want: 1},
+		"go build of a network app":   {files: hello, says: "dial tcp: lookup example.com: no such host", want: 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, tc.files, func(_ context.Context, p executortest.Process) error {
-				fmt.Fprintln(p.Stderr, tc.says)
+				for text := range slices.Chunk([]byte(tc.says+"\n"), cmp.Or(tc.piece, len(tc.says)+1)) {
+					_, _ = p.Stderr.Write(text)
+				}
 				return &executor.ExitError{Code: 2}
 			})
 			b, log := r.run()
