@@ -103,6 +103,7 @@ type Options struct {
 
 	Image func() string                      // digest of the builder image; "" while it is being prepared
 	Ready func(ctx context.Context) []string // names what is not ready; none: everything is
+	Weak  func() []string                    // names what works worse than it should; nil for nothing
 
 	Access Access // who may build, and how often
 

@@ -19,7 +19,14 @@ func (s *server) ready(w *response, c call) error {
 			hint:  hint{NotReady: pending},
 		}
 	}
-	return writeJSON(w, http.StatusOK, map[string]bool{"ready": true})
+	answer := struct {
+		Ready bool     `json:"ready"`
+		Weak  []string `json:"weak,omitempty"`
+	}{Ready: true}
+	if s.Weak != nil {
+		answer.Weak = s.Weak()
+	}
+	return writeJSON(w, http.StatusOK, answer)
 }
 
 // metrics is GET /metrics.

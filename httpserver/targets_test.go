@@ -208,6 +208,14 @@ func TestImageNotReady(t *testing.T) {
 	}
 }
 
+// A server that works, but not as safely as it should, says so and is ready.
+func TestWeakness(t *testing.T) {
+	a := newAPI(t, func(o *httpserver.Options) { o.Weak = func() []string { return []string{"no loop disks here"} } })
+	if r := a.do(t, "GET", "/readyz"); r.code != http.StatusOK || r.body != `{"ready":true,"weak":["no loop disks here"]}`+"\n" {
+		t.Errorf("/readyz = %d %q", r.code, r.body)
+	}
+}
+
 func TestBadRequests(t *testing.T) {
 	a := newAPI(t)
 	a.repository("o/r")

@@ -285,8 +285,9 @@ func (r *rig) bubble(test func(t *testing.T)) {
 }
 
 // run starts Run and returns what stops it and waits for it.
+// Its context is not the test's, which is made outside of the bubble.
 func (r *rig) run() (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends before the test's context
+	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { r.library.Run(ctx) })
 	return func() { cancel(); wg.Wait() }

@@ -186,6 +186,7 @@ func (r *rooms) handler() http.Handler {
 		Logs:           r.logs,
 		Image:          r.imageDigest,
 		Ready:          ready.missing,
+		Weak:           r.weaknesses,
 		Access:         r.access(),
 		Metrics:        r.metrics,
 		MetricsHandler: r.metrics.Handler(),
@@ -243,6 +244,14 @@ func (r *readiness) missing(ctx context.Context) []string {
 		missing = append(missing, low)
 	}
 	return missing
+}
+
+// weaknesses are what an operator should know of a server that is ready.
+func (r *rooms) weaknesses() []string {
+	if d := r.disks.Load(); d != nil && d.Weakness() != "" {
+		return []string{d.Weakness()}
+	}
+	return nil
 }
 
 // diskKind is how the disks of builds are bounded, "" while that is not known.
