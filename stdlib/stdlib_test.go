@@ -193,7 +193,7 @@ func TestPrepareFails(t *testing.T) {
 	}{
 		"compile": {build: breaks, want: []string{"go build -v -trimpath std: exit status 1: # runtime\nasm.s:1: undefined: x"}},
 		"much output": {build: func(_ context.Context, p executortest.Process) error {
-			_, _ = p.Stderr.Write(bytes.Repeat([]byte("x"), 1<<20))
+			_, _ = p.Stderr.Write(bytes.Repeat([]byte("xxx\n"), 1<<18))
 			return &executor.ExitError{Code: 1}
 		}, want: []string{"exit status 1: xxx"}},
 		"second form": {build: func(ctx context.Context, p executortest.Process) error {
