@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -54,23 +53,17 @@ func (c *compiler) layOut(dir string) error {
 	return nil
 }
 
-// run compiles each package twice, as -trimpath is part of what the go command
-// looks for: Cargo's own recipe says it, and most Makefiles do not. Other flags
-// that builds have by themselves, such as -buildvcs, make no difference.
+// run compiles every package as builds do: -trimpath is part of what the go
+// command looks for. Other flags that builds have by themselves, such as
+// -buildvcs, make no difference.
 func (c *compiler) run(ctx context.Context) error {
 	list, said := text{max: maxList}, text{max: maxSaid}
 	if err := c.step(ctx, &list, &said, "go", "list", "std"); err != nil {
 		return withText(err, said.b)
 	}
-	names := strings.Fields(string(list.b))
-	forms := [][]string{{"-trimpath"}, nil}
-	p := &progress{compiler: c, of: len(forms) * len(names), line: text{max: maxLine}}
-	for _, flags := range forms {
-		p.begin(names)
-		args := slices.Concat([]string{"go", "build", "-v"}, flags, []string{"std"})
-		if err := c.step(ctx, nil, p, args...); err != nil {
-			return withText(err, append(p.rest.b, p.line.b...))
-		}
+	p := newProgress(c, strings.Fields(string(list.b)))
+	if err := c.step(ctx, nil, p, "go", "build", "-v", "-trimpath", "std"); err != nil {
+		return withText(err, append(p.rest.b, p.line.b...))
 	}
 	return nil
 }
@@ -116,7 +109,7 @@ const progressEvery = 100
 // compiles them, and what goes wrong.
 type progress struct {
 	*compiler
-	left     map[string]bool // not compiled yet in this form
+	left     map[string]bool // not compiled yet
 	done, of int
 	line     text // that has not ended yet
 	rest     text // the lines that name no package
@@ -125,13 +118,12 @@ type progress struct {
 // maxLine is longer than the name of any package.
 const maxLine = 4 << 10
 
-// begin begins with packages that are to be compiled.
-func (p *progress) begin(names []string) {
-	p.left = make(map[string]bool, len(names))
-	for _, name := range names {
+func newProgress(c *compiler, packages []string) *progress {
+	p := &progress{compiler: c, left: make(map[string]bool, len(packages)), of: len(packages), line: text{max: maxLine}, rest: text{max: maxSaid}}
+	for _, name := range packages {
 		p.left[name] = true
 	}
-	p.line.b, p.rest = nil, text{max: maxSaid}
+	return p
 }
 
 func (p *progress) Write(b []byte) (int, error) {

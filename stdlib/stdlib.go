@@ -36,7 +36,7 @@ type Options struct {
 	Log       *slog.Logger
 }
 
-// A Library is the standard library in every form that is asked for. Its
+// A Library is the standard library for every target that is asked for. Its
 // methods are safe for concurrent use, but for Run, which is to be called once.
 type Library struct {
 	Options

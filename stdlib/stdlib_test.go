@@ -95,7 +95,7 @@ func (r *rig) LibraryPrepared(goos, goarch string, fraction float64) {
 	r.told = append(r.told, fmt.Sprintf("%s %.2f", p, fraction))
 }
 
-// builds counts how often each platform was compiled in the form of Cargo's recipe.
+// builds counts how often each platform was compiled.
 func (r *rig) builds() map[string]int {
 	n := map[string]int{}
 	for _, s := range r.fake.Steps() {
@@ -115,7 +115,7 @@ func env(s executor.Step, name string) (value string) {
 	return value
 }
 
-// compile leaves an entry of each form and target in the cache, and names every package.
+// compile leaves an entry of the target in the cache, and names every package.
 func compile(_ context.Context, p executortest.Process) error {
 	of := fmt.Sprint(p.Args, env(p.Step, "GOOS"), env(p.Step, "GOARCH"))
 	action, output := sha256.Sum256([]byte(of)), sha256.Sum256([]byte("compiled"))
@@ -157,8 +157,7 @@ func TestPrepare(t *testing.T) {
 	if !r.has(windows) || r.has(linux) {
 		t.Errorf("has windows: %t, linux: %t", r.has(windows), r.has(linux))
 	}
-	want := []string{"windows/amd64 0.12", "windows/amd64 0.25", "windows/amd64 0.38", "windows/amd64 0.50",
-		"windows/amd64 0.62", "windows/amd64 0.75", "windows/amd64 1.00", "windows/amd64 1.00"}
+	want := []string{"windows/amd64 0.25", "windows/amd64 0.50", "windows/amd64 0.75", "windows/amd64 1.00", "windows/amd64 1.00"}
 	if !slices.Equal(r.told, want) {
 		t.Errorf("told %q, want %q", r.told, want)
 	}
@@ -174,11 +173,10 @@ func TestPrepare(t *testing.T) {
 			t.Errorf("step %+v", s)
 		}
 	}
-	// Entries of the two forms have nothing in common.
-	if want := []string{"go list std", "go build -v -trimpath std", "go build -v std"}; !slices.Equal(commands, want) {
+	if want := []string{"go list std", "go build -v -trimpath std"}; !slices.Equal(commands, want) {
 		t.Errorf("commands %q, want %q", commands, want)
 	}
-	if log := r.log.String(); strings.Count(log, "standard library prepared") != 1 || !strings.Contains(log, "files=3") {
+	if log := r.log.String(); strings.Count(log, "standard library prepared") != 1 || !strings.Contains(log, "files=2") {
 		t.Errorf("log: %s", log)
 	}
 }
@@ -196,12 +194,6 @@ func TestPrepareFails(t *testing.T) {
 			_, _ = p.Stderr.Write(bytes.Repeat([]byte("xxx\n"), 1<<18))
 			return &executor.ExitError{Code: 1}
 		}, want: []string{"exit status 1: xxx"}},
-		"second form": {build: func(ctx context.Context, p executortest.Process) error {
-			if slices.Contains(p.Args, "-trimpath") {
-				return compile(ctx, p)
-			}
-			return breaks(ctx, p)
-		}, want: []string{"go build -v std: exit status 1"}},
 		"runtime":   {build: func(context.Context, executortest.Process) error { return executor.ErrUnavailable }, is: executor.ErrUnavailable},
 		"too large": {build: compile, cache: cache.Options{Limit: 4096}, is: cache.ErrTooLarge, want: []string{"--cache-limit"}},
 	} {
@@ -302,7 +294,7 @@ func TestRunInOrder(t *testing.T) {
 		defer r.run()()
 		synctest.Wait()
 		steps := r.fake.Steps()
-		if len(steps) != 6 || env(steps[0], "GOOS") != "windows" || env(steps[3], "GOOS") != "linux" {
+		if len(steps) != 4 || env(steps[0], "GOOS") != "windows" || env(steps[2], "GOOS") != "linux" {
 			t.Errorf("%d steps, builds %v", len(steps), r.builds())
 		}
 		for _, s := range steps {
@@ -312,7 +304,7 @@ func TestRunInOrder(t *testing.T) {
 		}
 		r.library.Want(linux)
 		synctest.Wait()
-		if n := len(r.fake.Steps()); n != 6 {
+		if n := len(r.fake.Steps()); n != 4 {
 			t.Errorf("what is there was compiled again: %d steps", n)
 		}
 	})
