@@ -35,6 +35,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -63,6 +64,8 @@ type Cache struct {
 
 	mu    sync.Mutex // guards state; held with the lock file
 	state *state
+
+	unlisted atomic.Bool // a layer may be there for its leases alone
 
 	verifying  sync.Mutex // a layer is verified once
 	compacting sync.Mutex

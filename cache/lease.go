@@ -16,6 +16,7 @@ import (
 // A Lease keeps layers from being removed, until Release or the end of the
 // process.
 type Lease struct {
+	cache  *Cache
 	layers []string
 	held   []*os.File
 }
@@ -24,13 +25,19 @@ type Lease struct {
 // always there, empty but for the directories that the go command expects.
 func (l *Lease) Layers() []string { return l.layers }
 
-// Release gives the layers back. No overlay may use them any more. A second
-// call does nothing.
+// Release gives the layers back, and removes those that were evicted meanwhile.
+// No overlay may use them any more. A second call does nothing.
 func (l *Lease) Release() {
+	held := len(l.held) > 0
 	for _, f := range l.held {
 		f.Close()
 	}
 	l.layers, l.held = nil, nil
+	if held && l.cache.unlisted.Swap(false) {
+		if err := l.cache.locked((*state).sweep); err != nil {
+			l.cache.log.Warn("could not remove cache layers that were evicted", "err", err)
+		}
+	}
 }
 
 // hold adds a layer; the cache's lock is held.
@@ -40,6 +47,7 @@ func (l *Lease) hold(c *Cache, a layer) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
+	l.cache = c
 	l.held = append(l.held, f)
 	l.layers = append(l.layers, path)
 	return path, flock(f, unix.LOCK_SH)

@@ -210,11 +210,12 @@ func (l *list) bytes() (n int64) {
 }
 
 // throw marks a layer that no list names for removal, unless it is leased:
-// then a later sweep takes it.
+// then the sweep at the end of a lease takes it, or a later one.
 func (s *state) throw(id string) error {
 	from, to := s.cache.layerPath(id), s.cache.path("tmp", id)
 	held := seize(from)
 	if held == nil {
+		s.cache.unlisted.Store(true)
 		return nil
 	}
 	if err := os.Rename(from, to); err != nil {

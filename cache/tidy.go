@@ -22,16 +22,16 @@ func (c *Cache) tidy(ctx context.Context, class Class) error {
 			return err
 		}
 		if class.kind != KindShared {
-			if err := s.evict(c.limit/4, func(other Class) bool { return other == class }); err != nil {
+			if err := s.evict(c.limit/4, func(other Class) bool { return other == class }, s.remove); err != nil {
 				return err
 			}
 		}
 		// What runs strangers' code fills what it is given: a few repositories
 		// must not drive out what all builds use.
-		if err := s.evict(c.limit/4*3, func(other Class) bool { return other.kind == KindRepository }); err != nil {
+		if err := s.evict(c.limit/4*3, func(other Class) bool { return other.kind == KindRepository }, s.remove); err != nil {
 			return err
 		}
-		return s.evict(c.limit, func(Class) bool { return true })
+		return s.evict(c.limit, func(Class) bool { return true }, s.remove)
 	})
 	if err != nil {
 		return fmt.Errorf("keep the limit: %w", err)
@@ -138,7 +138,7 @@ func (c *Cache) Prune(ctx context.Context, keep int64) (freed int64, err error) 
 	}
 	err = c.locked(func(s *state) error {
 		before := s.bytes()
-		err := s.evict(keep, func(Class) bool { return true })
+		err := s.evict(keep, func(Class) bool { return true }, s.removeIdle)
 		freed = before - s.bytes()
 		if err != nil {
 			return err
@@ -159,11 +159,11 @@ type victim struct {
 	layer layer
 }
 
-// evict removes layers of the classes that may go, until those take at most
-// keep bytes. A class goes when it was not used for longest, its oldest layer
+// evict has remove take layers of the classes that may go, until those take at
+// most keep bytes. A class goes when it was not used for longest, its oldest layer
 // first. The shared class is always in use: there a layer counts as used when
 // it was made.
-func (s *state) evict(keep int64, may func(Class) bool) error {
+func (s *state) evict(keep int64, may func(Class) bool, remove func(victim) (bool, error)) error {
 	var total int64
 	for class, l := range s.lists {
 		if may(class) {
@@ -181,7 +181,7 @@ func (s *state) evict(keep int64, may func(Class) bool) error {
 		if total <= keep {
 			return nil
 		}
-		gone, err := s.remove(v)
+		gone, err := remove(v)
 		if err != nil {
 			return err
 		}
@@ -216,17 +216,23 @@ func (s *state) victims(may func(Class) bool) ([]victim, error) {
 	return all, nil
 }
 
-// remove takes a layer out of its list and throws it away, unless it is
-// leased.
+// remove takes a layer out of its list. Its directory goes too, if need be when
+// its last lease ends: builds lease what they append to, so a limit that waited
+// for layers that nobody uses would be none.
 func (s *state) remove(v victim) (bool, error) {
-	held := seize(s.cache.layerPath(v.layer.ID))
-	if held == nil {
-		return false, nil
-	}
-	held.Close()
 	layers := slices.DeleteFunc(s.layers(v.class), func(a layer) bool { return a.ID == v.layer.ID })
 	if err := s.save(v.class, layers); err != nil {
 		return false, err
 	}
 	return true, s.throw(v.layer.ID)
+}
+
+// removeIdle removes a layer unless it is leased.
+func (s *state) removeIdle(v victim) (bool, error) {
+	held := seize(s.cache.layerPath(v.layer.ID))
+	if held == nil {
+		return false, nil
+	}
+	held.Close()
+	return s.remove(v)
 }

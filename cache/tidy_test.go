@@ -465,3 +465,40 @@ func TestLayersFollowTheBuildUser(t *testing.T) {
 		t.Error("the entry is gone")
 	}
 }
+
+// Builds lease the layers of the class that they append to. Those are evicted
+// like others, before what the build adds, and go from the disk when nobody
+// uses them any more.
+func TestLimitHoldsForWhatIsLeased(t *testing.T) {
+	const limit = 64 * 4096
+	dir := t.TempDir()
+	c := open(t, cache.Options{Dir: dir, Limit: limit})
+	for _, class := range []cache.Class{shared, repository("v")} {
+		for i := range 40 {
+			l := lease(t, c, class)
+			build(t, c, class, fmt.Sprint(i), fmt.Sprint(i, "b"))
+			if c.Bytes() > limit {
+				t.Fatalf("%d bytes after %d builds", c.Bytes(), i)
+			}
+			for _, layer := range l.Layers() {
+				if _, err := os.Stat(layer); err != nil {
+					t.Fatalf("a leased layer is gone: %v", err)
+				}
+			}
+			l.Release()
+		}
+		l := lease(t, c, class)
+		if _, ok := get(l.Layers(), "39"); !ok {
+			t.Errorf("%s: the newest entry is gone", class)
+		}
+		l.Release()
+	}
+	infos, err := c.List()
+	listed := 0
+	for _, info := range infos {
+		listed += info.Layers
+	}
+	if there := names(t, filepath.Join(dir, "layers")); err != nil || len(there) != listed {
+		t.Errorf("%d layers are on the disk, %d in lists, %v", len(there), listed, err)
+	}
+}
