@@ -18,14 +18,14 @@ import (
 type holding struct {
 	slot string
 	sum  string    // of the blob that the record names; "" if it names none
-	size int64     // of the record
+	size int64     // of the record, on disk
 	used time.Time // the record's time, as this process saw it last
 }
 
 // A content is a blob in the directory, or one that records name in vain.
 type content struct {
-	size  int64
-	names int // records that name it
+	size  int64 // on disk
+	names int   // records that name it
 }
 
 // An index is what is in the directory of a store.
@@ -33,8 +33,13 @@ type index struct {
 	slots  map[string]holding
 	blobs  map[string]content
 	unused []string // blobs that no record named when they were noted
-	size   int64    // of all records and blobs
+	size   int64    // of all records and blobs, on disk
 }
+
+// block is what the smallest file takes of a disk.
+const block = 4 << 10
+
+func onDisk(size int64) int64 { return (size + block - 1) / block * block }
 
 // note takes in that a slot holds h, whose blob has blobSize bytes.
 func (x *index) note(h holding, blobSize int64) {
@@ -115,8 +120,9 @@ func (s *Store) scan() error {
 	x := index{slots: map[string]holding{}, blobs: map[string]content{}}
 	err := plainFiles(s.blobs, func(name string, info fs.FileInfo) error {
 		if isDigest(name) {
-			x.blobs[name] = content{size: info.Size()}
-			x.size += info.Size()
+			b := content{size: onDisk(info.Size())}
+			x.blobs[name] = b
+			x.size += b.size
 		}
 		return nil
 	})
@@ -134,7 +140,7 @@ func (s *Store) scan() error {
 		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return err
 		}
-		h := holding{slot: slot, size: info.Size(), used: info.ModTime()}
+		h := holding{slot: slot, size: onDisk(info.Size()), used: info.ModTime()}
 		if isDigest(r.Artifact.SHA256) {
 			h.sum = r.Artifact.SHA256
 		}

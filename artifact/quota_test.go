@@ -21,7 +21,7 @@ func big(mark string) string { return strings.Repeat(mark, 100_000/len(mark)) }
 
 func limited(t *testing.T, dir string, artifacts int) *artifact.Store {
 	t.Helper()
-	s, err := artifact.Open(dir, artifact.Options{Limit: int64(artifacts) * 101_000})
+	s, err := artifact.Open(dir, artifact.Options{Limit: int64(artifacts) * 107_000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestStoreKeepsContentThatAnotherSlotNames(t *testing.T) {
 	if _, err := s.Lookup(key("v1").Slot()); !errors.Is(err, artifact.ErrNotFound) {
 		t.Errorf("Lookup of the oldest = %v", err)
 	}
-	verify(t, s, dir, 2*101_000)
+	verify(t, s, dir, 2*107_000)
 }
 
 func TestStoreUseIsCoarse(t *testing.T) {
@@ -249,5 +249,5 @@ func TestStoreEvictsDamagedRecords(t *testing.T) {
 	if _, err := s.Lookup(key("v1").Slot()); !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
 		t.Errorf("Lookup = %v, want ErrNotFound alone", err)
 	}
-	verify(t, s, dir, 2*101_000)
+	verify(t, s, dir, 2*107_000)
 }

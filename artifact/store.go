@@ -41,9 +41,9 @@ type Store struct {
 
 // Options are the settings of a Store. The zero value works.
 type Options struct {
-	// Limit is how many bytes the archives and records may have together
-	// before the least recently used go; 0 means any number. What is being
-	// written does not count yet.
+	// Limit is how many bytes of the disk the archives and records may take
+	// together before the least recently used go; 0 means any number. What is
+	// being written does not count yet.
 	Limit int64
 	// Log is told when what should go cannot be removed; nil discards it.
 	Log *slog.Logger
@@ -99,8 +99,8 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Bytes is how much the archives and records have together, as of the last
-// change that this process made.
+// Bytes is how much of the disk the archives and records take together, in
+// blocks of 4 KiB, as of the last change that this process made.
 func (s *Store) Bytes() int64 { return s.bytes.Load() }
 
 // Put stores what write writes as the newest artifact of m's slot, in place of
@@ -175,7 +175,7 @@ func (s *Store) enter(ctx context.Context, m Meta, blob, meta *tempFile, size in
 		if err := meta.place(slot + metaSuffix); err != nil {
 			return err
 		}
-		s.index.note(holding{slot: slot, sum: m.Artifact.SHA256, size: size, used: time.Now()}, m.Artifact.Size)
+		s.index.note(holding{slot: slot, sum: m.Artifact.SHA256, size: onDisk(size), used: time.Now()}, onDisk(m.Artifact.Size))
 		full = s.excessive() || len(s.index.unused) > 0
 		return nil
 	})

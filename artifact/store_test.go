@@ -304,7 +304,7 @@ func TestStoreOpenRemovesWhatTheDeadLeft(t *testing.T) {
 
 // Each Store has a lock of its own, as if it were in another process.
 func TestStoreIsSafeForConcurrentUse(t *testing.T) {
-	for _, limit := range []int64{0, 2000} { // bytes; three artifacts, or two
+	for _, limit := range []int64{0, 20_000} { // bytes; three artifacts, or two
 		t.Run(fmt.Sprint("limit ", limit), func(t *testing.T) {
 			o := artifact.Options{Limit: limit}
 			dir := t.TempDir()
