@@ -33,7 +33,7 @@ type config struct {
 
 	remotes     map[string]string
 	sourceLimit int64
-	prepare     []platform // whose standard library is compiled after the start
+	prepare     []platform // whose standard library is compiled after the start; none: nor any other's, ever
 	network     string     // modules, or none
 
 	timeout       time.Duration

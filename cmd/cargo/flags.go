@@ -47,7 +47,7 @@ func serveFlags() []cli.Flag {
 		text(groupExecutor, "docker-host", defaultDocker, "find Docker at `URL`; it must share this host's files", "DOCKER_HOST"),
 		text(groupExecutor, "docker-cert-path", "", "speak TLS to Docker with ca.pem, cert.pem and key.pem in `DIR`", "DOCKER_CERT_PATH"),
 		&cli.StringSliceFlag{Category: groupExecutor, Name: "prepare", Value: cli.NewStringSlice("linux/" + runtime.GOARCH),
-			Usage: "compile the standard library for `GOOS/GOARCH,...` in the background after the start; none for none", EnvVars: twin("prepare")},
+			Usage: "compile the standard library for `GOOS/GOARCH,...` in the background after the start, and for others once they are asked for; none for no target at all", EnvVars: twin("prepare")},
 		text(groupExecutor, "network", "modules", "what builds reach: `modules` through this server, or none but what it keeps"),
 
 		&cli.StringSliceFlag{Category: groupSource, Name: "remote", Value: cli.NewStringSlice("github.com", "gitlab.com", "bitbucket.org", "codeberg.org"),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/monochromegane/cargo/cache"
 	"github.com/monochromegane/cargo/disk"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/queue"
@@ -156,6 +157,19 @@ func (r *rooms) library(image executor.Image, toolchain stdlib.Toolchain) *stdli
 	})
 }
 
+// wanted is what builds ask for the library of their target: nothing with
+// --prepare none.
+func (r *rooms) wanted(library *stdlib.Library) worker.Library {
+	if len(r.cfg.prepare) == 0 {
+		return noLibrary{}
+	}
+	return library
+}
+
+type noLibrary struct{}
+
+func (noLibrary) Want(cache.Platform) {}
+
 // houseEvery is how often what is too old is looked for.
 const houseEvery = time.Hour
 
@@ -208,7 +222,7 @@ func (r *rooms) worker(image executor.Image, toolchain stdlib.Toolchain, library
 		OpenDoor:      r.openDoor,
 		Modules:       r.proxy,
 		Cache:         r.cache,
-		Library:       library,
+		Library:       r.wanted(library),
 		Disks:         r.disks.Load(),
 		Artifacts:     r.artifacts,
 		Logs:          r.logs,
