@@ -103,19 +103,30 @@ func TestTerminated(t *testing.T) {
 	})
 }
 
-// wantNothingLeft fails the test if an engine or the workspace still holds
-// something of the server on the data directory.
+// wantNothingLeft fails the test if an engine, the workspace or the machine
+// still holds something of the server on the data directory, which has nothing
+// to do any more.
 func wantNothingLeft(t *testing.T, data string) {
 	t.Helper()
-	if left, _ := filepath.Glob(filepath.Join(data, "workspace", "*")); len(left) > 0 {
-		t.Errorf("workspaces are left: %q", left)
+	var left []string
+	for deadline := time.Now().Add(settleTime); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if left = heldBy(t, data); len(left) == 0 {
+			wantNone(t, data, data)
+			return
+		}
 	}
+	t.Errorf("left after %v: %q", settleTime, left)
+}
+
+// heldBy lists the workspaces and the containers of the server on data.
+func heldBy(t *testing.T, data string) []string {
+	held, _ := filepath.Glob(filepath.Join(data, "workspace", "*"))
 	for _, list := range [][]string{
 		{"ctr", "-n", "cargo", "containers", "ls", "-q", "labels.\"cargo.owner\"==\"" + owner(data) + "\""},
 		{"docker", "ps", "-aq", "--filter", "label=io.github.monochromegane.cargo.owner=" + owner(data)},
 	} {
-		if out, err := exec.CommandContext(t.Context(), list[0], list[1:]...).Output(); err == nil && len(strings.TrimSpace(string(out))) > 0 {
-			t.Errorf("containers are left: %s", out)
-		}
+		out, _ := exec.CommandContext(t.Context(), list[0], list[1:]...).Output() // an engine that is not there holds nothing
+		held = append(held, strings.Fields(string(out))...)
 	}
+	return held
 }

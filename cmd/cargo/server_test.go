@@ -87,14 +87,20 @@ func builderImage(t *testing.T) string {
 }
 
 // newServer starts a server on a data directory, with host as the remote
-// git.test, and waits until it is ready.
+// git.test, and waits until it is ready. It prepares no standard library and
+// waits for no build at its end unless args say so. At the end of the test it is stopped, and everything of it is gone.
 func newServer(t *testing.T, engine, data string, host *gitsrctest.Host, args ...string) *server {
 	t.Helper()
 	s := &server{t: t, args: append([]string{"cargo", "serve",
 		"--executor", engine, "--data-dir", data, "--image", builderImage(t), "--remote", "git.test=" + host.URL}, args...)}
+	for flag, value := range map[string]string{"--prepare": "none", "--grace": "1s"} {
+		if !slices.Contains(args, flag) {
+			s.args = append(s.args, flag, value)
+		}
+	}
 	s.start()
 	t.Cleanup(func() {
-		s.kill()
+		s.stop()
 		if t.Failed() {
 			t.Logf("the server's log:\n%s", s.stderr)
 		}
@@ -102,8 +108,25 @@ func newServer(t *testing.T, engine, data string, host *gitsrctest.Host, args ..
 	return s
 }
 
-// start starts the process on a free port and waits until it is ready.
+// start starts the process and waits until it is ready.
 func (s *server) start() {
+	s.t.Helper()
+	s.launch()
+	until(s.t, "the server is ready", func() bool {
+		if s.cmd.Process.Signal(syscall.Signal(0)) != nil {
+			s.t.Fatalf("the server is gone:\n%s", s.stderr)
+		}
+		resp, err := http.Get(s.url + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// launch starts the process on a free port.
+func (s *server) launch() {
 	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -121,17 +144,6 @@ func (s *server) start() {
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	until(s.t, "the server is ready", func() bool {
-		if s.cmd.Process.Signal(syscall.Signal(0)) != nil {
-			s.t.Fatalf("the server is gone:\n%s", s.stderr)
-		}
-		resp, err := http.Get(s.url + "/readyz")
-		if err != nil {
-			return false
-		}
-		defer resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
 }
 
 // kill ends the process with SIGKILL.
@@ -142,10 +154,13 @@ func (s *server) kill() {
 	}
 }
 
-// stop ends the process with SIGTERM and returns its exit status.
+// stop ends the process with SIGTERM, if it has not ended, and returns its
+// exit status.
 func (s *server) stop() int {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	_ = s.cmd.Wait()
+	if s.cmd.ProcessState == nil {
+		_ = s.cmd.Process.Signal(syscall.SIGTERM)
+		_ = s.cmd.Wait()
+	}
 	return s.cmd.ProcessState.ExitCode()
 }
 
@@ -175,6 +190,12 @@ func (s *server) do(method, path, token string) reply {
 	if token != "" {
 		req.Header.Set("Authorization", "token "+token)
 	}
+	return s.send(req)
+}
+
+// send sends a request and reads the answer.
+func (s *server) send(req *http.Request) reply {
+	s.t.Helper()
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
@@ -190,14 +211,19 @@ func (s *server) do(method, path, token string) reply {
 // post asks for a build and returns its id.
 func (s *server) post(path, token string) build.ID {
 	s.t.Helper()
-	r := s.do(http.MethodPost, path, token)
-	var accepted struct {
+	return accepted(s.t, s.do(http.MethodPost, path, token))
+}
+
+// accepted is the id of the build that the answer to a POST names.
+func accepted(t *testing.T, r reply) build.ID {
+	t.Helper()
+	var body struct {
 		ID build.ID `json:"build_id"`
 	}
-	if err := json.Unmarshal(r.body, &accepted); err != nil || r.StatusCode != http.StatusAccepted || !accepted.ID.Valid() {
-		s.t.Fatalf("POST %s = %s %s", path, r.Status, r.body)
+	if err := json.Unmarshal(r.body, &body); err != nil || r.StatusCode != http.StatusAccepted || !body.ID.Valid() {
+		t.Fatalf("POST %s = %s %s", r.Request.URL.Path, r.Status, r.body)
 	}
-	return accepted.ID
+	return body.ID
 }
 
 // record is the record of a build.
