@@ -61,7 +61,7 @@ func TestBadTokensFiles(t *testing.T) {
 		{[]string{"ci short"}, "line 1: the token is shorter than 16"},
 		{[]string{"ci " + token + "\x01"}, "line 1: the token has characters"},
 		{[]string{"ci " + token + "ü"}, "line 1: the token has characters"},
-		{[]string{"ci sha256:" + token}, "line 1: want 64 hex digits"},
+		{[]string{"ci sha256:" + token}, "line 1: after sha256: want 64 hex digits"},
 		{[]string{"-ci " + token}, "line 1: want a name"},
 		{[]string{token + "/ ci"}, "line 1: want a name"},
 		{[]string{token + " ci"}, "line 1: the token is shorter"},
