@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -125,31 +126,40 @@ func pruneCache(c *cli.Context, cfg config, log *slog.Logger) error {
 	return err
 }
 
-// prepareCache works in a directory of its own: a server may be using the other.
+// prepareCache works in a directory of its own, and with containers of its own:
+// a server may be using the others.
 func prepareCache(c *cli.Context, cfg config, log *slog.Logger) (err error) {
 	ctx := c.Context
 	packages, err := openCache(cfg, log)
 	if err != nil {
 		return err
 	}
-	cfg.workspaceDir = filepath.Join(cfg.dataDir, "prepare")
-	if err := cfg.makeDirs(); err != nil {
+	cfg.dataDir = filepath.Join(cfg.dataDir, "prepare")
+	cfg.workspaceDir = cfg.dataDir
+	if err := writable(cfg.dataDir); err != nil {
 		return err
 	}
-	lock, err := lockDir(cfg.workspaceDir)
+	lock, err := lockDir(cfg.dataDir)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	disks, err := disk.Open(ctx, disk.Options{Dir: cfg.workspaceDir, Limit: cfg.diskLimit, Log: log})
-	if err != nil {
-		return err
-	}
 	e, err := openEngine(ctx, cfg, cfg.executor, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
+	if _, err := e.Reap(ctx); err != nil {
+		return fmt.Errorf("reap: %w", err)
+	}
+	disks, err := disk.Open(ctx, disk.Options{Dir: cfg.workspaceDir, Limit: cfg.diskLimit, Log: log})
+	if err != nil {
+		return err
+	}
+	return prepareAll(ctx, cfg, e, packages, disks, log)
+}
+
+func prepareAll(ctx context.Context, cfg config, e engine, packages *cache.Cache, disks *disk.Disks, log *slog.Logger) error {
 	image, err := readyImage(ctx, cfg, e, log)
 	if err != nil {
 		return err
