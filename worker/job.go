@@ -111,7 +111,7 @@ func (j *job) run(ctx context.Context, try int) error {
 	if err := j.lay(ctx); err != nil {
 		return fmt.Errorf("lay out the workspace: %w", err)
 	}
-	j.build.Phases = nil
+	j.build.Phases, j.symptoms = nil, symptoms{}
 	for _, p := range []struct {
 		name build.PhaseName
 		do   func(context.Context) error
