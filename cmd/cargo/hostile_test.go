@@ -28,7 +28,7 @@ import (
 var hostileServers = map[string][]string{
 	"small":   {"--pids", "64", "--memory", "256MiB", "--log-limit", "1MiB", "--artifact-limit", "4MiB", "--build-timeout", "1m"},
 	"disk":    {"--pids", "64", "--memory", "512MiB", "--disk", "64MiB", "--build-timeout", "1m"},
-	"hurried": {"--build-timeout", "3s"},
+	"hurried": {"--build-timeout", "3s", "--prepare", "linux/amd64"},
 	"go":      {}, // room for a compiler
 }
 
