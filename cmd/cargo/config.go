@@ -64,8 +64,8 @@ const minDisk = 16 << 20
 
 // quotas bound what is kept.
 type quotas struct {
-	cache, modules, storage, minFree int64 // bytes
-	logs, records                    time.Duration
+	cache, modules, storage, logBytes, minFree int64 // bytes
+	logs, records                              time.Duration
 }
 
 // twin is the environment variable of a flag.

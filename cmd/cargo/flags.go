@@ -72,6 +72,7 @@ func serveFlags() []cli.Flag {
 		text(groupQuotas, "cache-limit", "20GiB", "compiled packages: `SIZE`"),
 		text(groupQuotas, "module-cache-limit", "10GiB", "modules: `SIZE`"),
 		text(groupQuotas, "storage-limit", "50GiB", "artifacts: `SIZE`; what was not used the longest goes first, and is built again when asked for"),
+		text(groupQuotas, "logs-limit", "10GiB", "all logs together: `SIZE`; the oldest go first"),
 		&cli.DurationFlag{Category: groupQuotas, Name: "log-retention", Value: 30 * 24 * time.Hour, Usage: "keep the log of a build for `DURATION`", EnvVars: twin("log-retention")},
 		&cli.DurationFlag{Category: groupQuotas, Name: "record-retention", Value: 90 * 24 * time.Hour, Usage: "keep the record of a build for `DURATION`", EnvVars: twin("record-retention")},
 		text(groupQuotas, "min-free", "1GiB", "start no build while a disk of this server has less than `SIZE` free"),

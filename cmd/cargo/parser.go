@@ -130,12 +130,13 @@ func (p *parser) duration(flag string) time.Duration {
 
 func (p *parser) quotas() quotas {
 	return quotas{
-		cache:   p.size("cache-limit"),
-		modules: p.size("module-cache-limit"),
-		storage: p.size("storage-limit"),
-		minFree: p.size("min-free"),
-		logs:    p.duration("log-retention"),
-		records: p.duration("record-retention"),
+		cache:    p.size("cache-limit"),
+		modules:  p.size("module-cache-limit"),
+		storage:  p.size("storage-limit"),
+		logBytes: p.size("logs-limit"),
+		minFree:  p.size("min-free"),
+		logs:     p.duration("log-retention"),
+		records:  p.duration("record-retention"),
 	}
 }
 

@@ -89,7 +89,7 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 	if r.artifacts, err = artifact.Open(cfg.storageDir, artifact.Options{Limit: cfg.quotas.storage, Log: log}); err != nil {
 		return nil, err
 	}
-	if r.logs, err = buildlog.Open(cfg.logDir, buildlog.Options{Retention: cfg.quotas.logs}); err != nil {
+	if r.logs, err = buildlog.Open(cfg.logDir, buildlog.Options{Retention: cfg.quotas.logs, Limit: cfg.quotas.logBytes}); err != nil {
 		return nil, err
 	}
 	if r.queue, err = queue.Open(ctx, queue.Options{
