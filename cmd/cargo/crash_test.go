@@ -59,7 +59,7 @@ func TestKilledInEachPhase(t *testing.T) {
 	engines(t, func(t *testing.T, engine string) {
 		host := gitsrctest.New(t)
 		host.Repository("me/app").Commit("main", gitsrctest.Files(map[string]string{
-			"Makefile": "all:\n\techo started; sleep 2; head -c 30000000 /dev/urandom > out\n"}))
+			"Makefile": "all:\n\techo started; sleep 2; head -c 100000000 /dev/urandom > out\n"}))
 		data := t.TempDir()
 		s := newServer(t, engine, data, host)
 		for _, mark := range []string{`"cloning repository..."`, `"started"`, `"collected"`} {

@@ -106,7 +106,7 @@ func TestKilledAtItsCaches(t *testing.T) {
 }
 
 // killAt kills the server as soon as it is seen at m, unless the build ends
-// and a moment passes before that.
+// and a second passes before that: what a build leased is removed after it.
 func (s *server) killAt(m moment, id build.ID, data string) bool {
 	ended := make(chan struct{})
 	go func() {
@@ -119,12 +119,16 @@ func (s *server) killAt(m moment, id build.ID, data string) bool {
 		}
 	}()
 	defer func() { <-ended }()
-	for over := ended; ; {
+	running := ended
+	var over <-chan time.Time
+	for {
 		if m.seen(data) {
 			s.kill()
 			return true
 		}
 		select {
+		case <-running:
+			running, over = nil, time.After(time.Second)
 		case <-over:
 			return false
 		case <-time.After(100 * time.Microsecond):
