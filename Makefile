@@ -59,6 +59,12 @@ bin/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-
 bin/staticcheck bin/golangci-lint: scripts/tools/go.mod scripts/tools/go.sum
 	cd scripts/tools && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o ../../$@ $(package)
 
+# What stands for a cluster in the tests and in scripts/cluster: NATS, and an S3 server on a directory.
+bin/nats-server: export package = github.com/nats-io/nats-server/v2@v2.15.2
+bin/versitygw: export package = github.com/versity/versitygw/cmd/versitygw@v1.8.0
+bin/nats-server bin/versitygw:
+	GOBIN="$(CURDIR)/bin" CGO_ENABLED=0 go install -trimpath "$$package"
+
 .PHONY: fuzz
 fuzz: ## every fuzz test for fuzztime (10s)
 	@for room in $$(grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
