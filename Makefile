@@ -35,6 +35,12 @@ test: ## everything, on both engines, from nothing
 test-hostile: ## repositories that mean harm, all of them on both engines
 	@CARGO_TEST_HOSTILE=all scripts/test -v -run TestHostile ./cmd/cargo
 
+.PHONY: test-crash
+test-crash: export CARGO_TEST_SEED = $(SEED)
+test-crash: export CARGO_TEST_ROUNDS = $(or $(ROUNDS),100)
+test-crash: ## kill it, cut it off and pause it, and look whether anything is lost; SEED= plays a run again, ROUNDS= is how often
+	@scripts/test -v -timeout 24h -run TestCrash ./cmd/cargo
+
 .PHONY: test-unit
 test-unit: ## what needs no engine
 	go test -short $(unit)
