@@ -3,6 +3,7 @@ package queue
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/monochromegane/cargo/build"
@@ -12,8 +13,13 @@ import (
 // A field that an older program may ignore does not raise it.
 const recordVersion = 1
 
+// maxMessage bounds build.Build.Message. It is one sentence; an error that
+// quotes what a remote sent may make it longer, which must not make a record
+// that cannot be stored.
+const maxMessage = 4 << 10
+
 // A record is what is stored of a build. Fields that this program does not
-// know are ignored.
+// know, of a program with the same recordVersion, are kept in what it changes.
 type record struct {
 	Version int         `json:"v"`
 	Build   build.Build `json:"build"`
@@ -24,12 +30,22 @@ type record struct {
 	Cancel  bool        `json:"cancel,omitempty"` // the worker is asked to stop
 	Lost    int         `json:"lost,omitempty"`   // workers that died under it
 
-	rev uint64 // the revision that it is or was in "live"
+	rev   uint64   // the revision that it is or was in "live"
+	extra *unknown // nil in nearly every record
 }
 
 func (r record) encode() ([]byte, error) {
 	r.Version = recordVersion
+	if len(r.Build.Message) > maxMessage {
+		r.Build.Message = strings.ToValidUTF8(r.Build.Message[:maxMessage], "") + "..."
+	}
 	data, err := json.Marshal(r)
+	if err == nil && r.extra != nil {
+		data, err = r.extra.restore(data)
+	}
+	if err == nil {
+		err = tooLarge(data) // what is stored can be read again
+	}
 	if err != nil {
 		return nil, fmt.Errorf("encode the record of build %s: %w", r.Build.ID, err)
 	}
@@ -38,11 +54,30 @@ func (r record) encode() ([]byte, error) {
 
 func decode(data []byte) (record, error) {
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	err := tooLarge(data)
+	if err == nil && decodeStrict(data, &r) != nil {
+		r, err = decodeNewer(data)
+	}
+	if err != nil {
 		return record{}, fmt.Errorf("decode a build's record: %w", err)
 	}
 	return r, nil
 }
+
+// decodeNewer is decode for text with fields that this program does not know.
+func decodeNewer(data []byte) (r record, err error) {
+	if err := json.Unmarshal(data, &r); err != nil {
+		return record{}, err
+	}
+	if !shallow(data, maxRecordDepth) {
+		return record{}, fmt.Errorf("it is nested deeper than %d levels", maxRecordDepth)
+	}
+	r.extra, err = unknownOf(data, recordFields())
+	return r, err
+}
+
+// retired is what stays of r in "ended".
+func (r record) retired() record { return record{Build: r.Build, extra: r.extra} }
 
 // foreign reports whether a newer program wrote r: it is shown, not touched.
 func (r record) foreign() bool { return r.Version > recordVersion }
