@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -26,14 +25,14 @@ type Submission struct {
 // disk.
 //
 // ErrCallerFull and ErrFull if the limit of the caller's or of queued builds is
-// reached. After any other error the build may or may not be there; calling
+// reached; ErrUnavailable or ErrBroken if it cannot be accepted now. After any
+// other error than the first two the build may or may not be there; calling
 // again with the same ID is safe.
 func (q *Queue) Submit(ctx context.Context, s Submission) (build.Build, error) {
-	b := s.Build
-	if !b.ID.Valid() {
-		return build.Build{}, fmt.Errorf("submit: %q is not a build id", b.ID)
+	if !s.Build.ID.Valid() {
+		return build.Build{}, fmt.Errorf("submit: %q is not a build id", s.Build.ID)
 	}
-	key := b.Key.Digest()
+	key := s.Build.Key.Digest()
 	turn := q.turn(key)
 	select {
 	case turn <- struct{}{}:
@@ -41,16 +40,22 @@ func (q *Queue) Submit(ctx context.Context, s Submission) (build.Build, error) {
 	case <-ctx.Done():
 		return build.Build{}, context.Cause(ctx)
 	}
-	b, err := q.accept(ctx, key, s)
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var b build.Build
+	err := q.patiently(within, func() (err error) {
+		b, err = q.accept(within, key, s)
+		return err
+	})
 	if err != nil && !errors.Is(err, ErrFull) && !errors.Is(err, ErrCallerFull) {
-		err = fmt.Errorf("submit build %s: %w", b.ID, q.explain(err))
+		err = fmt.Errorf("submit build %s: %w", s.Build.ID, q.explain(ctx, err))
 	}
 	return b, err
 }
 
 func (q *Queue) accept(ctx context.Context, key string, s Submission) (build.Build, error) {
 	b := s.Build
-	if err := q.Err(); err != nil {
+	if err := q.store.broken(); err != nil {
 		return b, err
 	}
 	if done, err := q.record(ctx, b.ID); err == nil {
@@ -105,11 +110,11 @@ func (q *Queue) create(ctx context.Context, key string, s Submission) (record, e
 	}
 	defer q.view.release(r.Build.ID)
 	if r.Sealed {
-		if err := q.store.tokens.put(ctx, string(r.Build.ID), s.Sealed); err != nil {
+		if _, err := q.store.tokens.put(ctx, string(r.Build.ID), s.Sealed, 0); err != nil {
 			return r, fmt.Errorf("store its token: %w", err)
 		}
 	}
-	rev, err := q.store.live.Create(ctx, key, data)
+	rev, err := q.store.create(ctx, key, data)
 	if err != nil {
 		return r, err
 	}
@@ -121,9 +126,15 @@ func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
 	if !id.Valid() {
 		return build.Build{}, ErrNotFound
 	}
-	r, err := q.record(ctx, id)
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var r record
+	err := q.patiently(within, func() (err error) {
+		r, err = q.record(within, id)
+		return err
+	})
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.explain(err))
+		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.explain(ctx, err))
 	}
 	return r.Build, err
 }
@@ -176,11 +187,17 @@ func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
 	} else if b.State.Ended() {
 		return ErrEnded
 	}
-	r, err := q.update(ctx, id, func(r *record) error {
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	ours := false
+	r, err := q.update(within, id, func(r *record) error {
 		switch {
+		case r.Build.State == build.Canceled && ours:
+			return nil // a try before did it and never knew
 		case r.Build.State.Ended():
 			return ErrEnded
 		case r.Build.State == build.Queued:
+			ours = true
 			r.cancel()
 		default:
 			r.Cancel = true
@@ -191,7 +208,7 @@ func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
 		return ErrEnded
 	}
 	if err != nil {
-		return fmt.Errorf("cancel build %s: %w", id, q.explain(err))
+		return fmt.Errorf("cancel build %s: %w", id, q.explain(ctx, err))
 	}
 	q.drop(ctx, r)
 	return nil
@@ -206,49 +223,64 @@ func (q *Queue) drop(ctx context.Context, r record) {
 }
 
 // update applies change to the newest revision of a live record and stores the
-// result, as often as it takes. An error of change is returned as it is; with
-// any other error but ErrNotFound the outcome is unknown.
-func (q *Queue) update(ctx context.Context, id build.ID, change func(*record) error) (record, error) {
-	for {
-		l, ok := q.view.id(id)
-		if !ok {
-			return record{}, ErrNotFound
+// result, as often as it takes and until ctx ends. An error of change is
+// returned as it is; with any other error but ErrNotFound the outcome is
+// unknown. So it is between two tries: change must know its own work again.
+func (q *Queue) update(ctx context.Context, id build.ID, change func(*record) error) (r record, err error) {
+	var behind live // what the last try that failed was about
+	err = q.patiently(ctx, func() error {
+		if behind.key != "" {
+			if err := q.refresh(ctx, behind.key, behind.rec.rev); err != nil {
+				return err
+			}
 		}
-		if l.rec.foreign() {
-			return record{}, errors.New("its record was written by a newer version of Cargo")
+		for {
+			l, ok := q.view.id(id)
+			if !ok {
+				return ErrNotFound
+			}
+			if l.rec.foreign() {
+				return errors.New("its record was written by a newer version of Cargo")
+			}
+			r = l.rec
+			if err := change(&r); err != nil {
+				return err
+			}
+			data, err := r.encode()
+			if err != nil {
+				return err
+			}
+			rev, err := q.store.update(ctx, l.key, data, l.rec.rev)
+			if err == nil {
+				r, err = q.take(l.key, data, rev)
+				return err
+			}
+			behind = l
+			if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+				return err
+			}
+			if err := q.refresh(ctx, l.key, l.rec.rev); err != nil {
+				return err
+			}
 		}
-		r := l.rec
-		if err := change(&r); err != nil {
-			return r, err
-		}
-		data, err := r.encode()
-		if err != nil {
-			return r, err
-		}
-		rev, err := q.store.live.Update(ctx, l.key, data, l.rec.rev)
-		if err == nil {
-			return q.take(l.key, data, rev)
-		}
-		if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-			return r, err
-		}
-		if err := q.refresh(ctx, l.key, l.rec.rev); err != nil {
-			return r, err
-		}
-	}
+	})
+	return r, err
 }
 
 // refresh reads a live record anew; rev is what the view had.
 func (q *Queue) refresh(ctx context.Context, key string, rev uint64) error {
-	e, err := q.store.live.Get(ctx, key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	m, err := q.store.last(ctx, q.store.records, q.store.key(key), rev)
+	switch {
+	case errors.Is(err, ErrNotFound):
 		q.view.hide(key, rev)
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case gone(m.Header):
+		q.view.remove(key, m.Sequence)
+		return nil
 	}
-	_, err = q.take(key, e.Value(), e.Revision())
+	_, err = q.take(key, m.Data, m.Sequence)
 	return err
 }
 
@@ -271,11 +303,7 @@ func (q *Queue) settle(ctx context.Context, r record) {
 // after a crash between any two of its steps.
 func (q *Queue) retire(ctx context.Context, l live) error {
 	id := string(l.rec.Build.ID)
-	data, err := record{Build: l.rec.Build}.encode()
-	if err != nil {
-		return err
-	}
-	if err := q.store.ended.put(ctx, id, data); err != nil {
+	if err := q.keep(ctx, l.rec); err != nil {
 		return fmt.Errorf("store ended build %s: %w", id, err)
 	}
 	if l.rec.Sealed {
@@ -283,19 +311,54 @@ func (q *Queue) retire(ctx context.Context, l live) error {
 			return fmt.Errorf("erase the token of build %s: %w", id, err)
 		}
 	}
-	err = q.store.live.Purge(ctx, l.key, jetstream.LastRevision(l.rec.rev), jetstream.PurgeTTL(markerTTL))
+	err := q.store.purge(ctx, l.key, l.rec.rev)
 	if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return fmt.Errorf("purge ended build %s: %w", id, err)
 	}
 	return nil // the view forgets the build when the watch brings the purge
 }
 
+// keep writes an ended build into "ended", where it may stand already: from an
+// earlier call, or as it ended before it was queued again under its id.
+func (q *Queue) keep(ctx context.Context, r record) error {
+	id := string(r.Build.ID)
+	data, err := record{Build: r.Build}.encode()
+	if err != nil {
+		return err
+	}
+	var before uint64
+	for {
+		exists, err := q.store.ended.put(ctx, id, data, before)
+		if err != nil || !exists {
+			return err
+		}
+		there, seq, err := q.store.ended.get(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			before = 0 // it has just been pushed out
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if former, err := decode(there); err == nil && former.Build.Attempt >= r.Build.Attempt {
+			return nil
+		}
+		before = seq
+	}
+}
+
 // explain is ErrClosed or ErrBroken in place of what the store says then.
-func (q *Queue) explain(err error) error {
+func (q *Queue) explain(ctx context.Context, err error) error {
 	if q.ctx.Err() != nil {
 		return ErrClosed
 	}
-	return cmp.Or(q.Err(), err)
+	if broken := q.store.broken(); broken != nil {
+		return broken
+	}
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !errors.Is(err, ErrUnavailable) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err) // of our own patience
+	}
+	return err
 }
 
 const (
@@ -349,7 +412,7 @@ func (q *Queue) List(ctx context.Context, f Filter) (page []build.Build, more bo
 	}
 	page, more, err = q.listEnded(ctx, f, all, before, page)
 	if err != nil {
-		return nil, false, fmt.Errorf("list builds: %w", q.explain(err))
+		return nil, false, fmt.Errorf("list builds: %w", q.explain(ctx, err))
 	}
 	return page, more, nil
 }
@@ -360,7 +423,7 @@ func (q *Queue) endedAt(ctx context.Context, id build.ID) (uint64, error) {
 	}
 	_, seq, err := q.store.ended.get(ctx, string(id))
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return 0, fmt.Errorf("list builds after %s: %w", id, q.explain(err))
+		return 0, fmt.Errorf("list builds after %s: %w", id, q.explain(ctx, err))
 	}
 	return seq, err
 }
@@ -368,7 +431,7 @@ func (q *Queue) endedAt(ctx context.Context, id build.ID) (uint64, error) {
 // listEnded fills page from "ended", newest first, without those that were
 // still in the view when the list began.
 func (q *Queue) listEnded(ctx context.Context, f Filter, seen []live, before uint64, page []build.Build) ([]build.Build, bool, error) {
-	info, err := q.store.ended.stream.Info(ctx)
+	info, err := q.store.info(ctx, q.store.ended.stream)
 	if err != nil {
 		return nil, false, err
 	}
@@ -377,7 +440,11 @@ func (q *Queue) listEnded(ctx context.Context, f Filter, seen []live, before uin
 	}
 	last := max(info.State.FirstSeq, before-min(before, maxScan), 1)
 	for seq := before - 1; seq >= last; seq-- {
-		m, err := q.store.ended.stream.GetMsg(ctx, seq)
+		var m *jetstream.RawStreamMsg
+		err := q.store.ask(ctx, func(ctx context.Context) (err error) {
+			m, err = q.store.ended.stream.GetMsg(ctx, seq)
+			return err
+		})
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
 		}

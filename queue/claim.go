@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -26,6 +27,11 @@ type Claim struct {
 	stop chan struct{} // closed when the claim is over
 	done sync.WaitGroup
 	once sync.Once
+
+	// With turn:
+	renewed time.Time     // when the last renewal was sent
+	will    func(*record) // what Finish or Requeue could not write yet
+	inTime  bool          // Finish was called while the claim stood
 }
 
 // Build is the build as it was claimed.
@@ -38,12 +44,20 @@ func (c *Claim) Sealed() []byte { return c.sealed }
 // Finish as canceled), ErrLeaseLost or ErrClosed; and when the claim is over.
 func (c *Claim) Context() context.Context { return c.ctx }
 
-var errTaken = errors.New("another worker has claimed the build")
+var (
+	errTaken = errors.New("another worker has claimed the build")
+
+	// errLapsed is ErrLeaseLost where nobody is known to have taken it.
+	errLapsed = fmt.Errorf("%w: the queue was away for too long to renew it", ErrLeaseLost)
+
+	errTokenGone = errors.New("the build's token is gone")
+)
 
 // Claim waits for a queued build and claims the one whose turn it is. Turns go
 // round among the owners of the repositories: first comes whoever has the
 // fewest builds running, then whoever has waited longest since its last turn,
-// and of an owner's builds the one that was accepted first.
+// and of an owner's builds the one that was accepted first. While the queue is
+// away or cannot be written there is nothing to claim, so it waits then too.
 func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 	for {
 		if ctx.Err() != nil {
@@ -51,9 +65,6 @@ func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 		}
 		if q.ctx.Err() != nil {
 			return nil, ErrClosed
-		}
-		if err := q.Err(); err != nil {
-			return nil, err
 		}
 		l, arrived := q.view.next()
 		if arrived != nil {
@@ -66,13 +77,33 @@ func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 		}
 		c, err := q.claim(ctx, l.rec.Build.ID)
 		q.view.hold(l.rec.Build.ID, c)
-		if errors.Is(err, errTaken) || errors.Is(err, ErrNotFound) {
+		lost := errors.Is(err, errTaken) || errors.Is(err, ErrNotFound)
+		q.view.raced(lost)
+		if lost || errors.Is(err, errTokenGone) {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("claim build %s: %w", l.rec.Build.ID, q.explain(err))
+		if err == nil {
+			return c, nil
 		}
-		return c, nil
+		if err = q.explain(ctx, err); !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBroken) {
+			return nil, fmt.Errorf("claim build %s: %w", l.rec.Build.ID, err)
+		}
+		q.log.Warn("a build could not be claimed", "build", l.rec.Build.ID, "err", err)
+		q.pause(ctx)
+	}
+}
+
+// pause waits a moment for a queue that is away.
+func (q *Queue) pause(ctx context.Context) {
+	var whole <-chan struct{}
+	if q.store.embedded != nil {
+		whole = q.store.embedded.whole()
+	}
+	select {
+	case <-time.After(time.Second):
+	case <-whole:
+	case <-ctx.Done():
+	case <-q.ctx.Done():
 	}
 }
 
@@ -96,19 +127,49 @@ func (q *Queue) claim(ctx context.Context, id build.ID) (*Claim, error) {
 		r.Build.Attempt++
 		return nil
 	})
-	if err != nil {
+	if errors.Is(err, errTaken) || errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	c := &Claim{q: q, name: name, build: r.Build, turn: make(chan struct{}, 1), stop: make(chan struct{})}
+	if err != nil {
+		q.view.stray(name)
+		return nil, err
+	}
+	c := &Claim{q: q, name: name, build: r.Build, turn: make(chan struct{}, 1), stop: make(chan struct{}), renewed: began}
 	if r.Sealed {
-		if c.sealed, _, err = q.store.tokens.get(ctx, string(id)); err != nil {
-			_, giveErr := q.update(ctx, id, c.whileHeld(func(r *record) { r.giveBack() }))
-			return nil, errors.Join(fmt.Errorf("read its token: %w", err), giveErr)
+		if c.sealed, err = q.token(ctx, id); err != nil {
+			return nil, c.abandon(ctx, err)
 		}
 	}
 	c.ctx, c.end = context.WithCancelCause(q.ctx)
-	c.done.Go(func() { c.renew(began) })
+	c.done.Go(c.renew)
 	return c, nil
+}
+
+func (q *Queue) token(ctx context.Context, id build.ID) (sealed []byte, err error) {
+	err = q.patiently(ctx, func() error {
+		sealed, _, err = q.store.tokens.get(ctx, string(id))
+		return err
+	})
+	return sealed, err
+}
+
+// abandon gives up a claim whose token could not be read. If there is none, no
+// later claim would find it either, so the build has ended.
+func (c *Claim) abandon(ctx context.Context, why error) error {
+	change := (*record).giveBack
+	if errors.Is(why, ErrNotFound) {
+		why = errTokenGone
+		change = func(r *record) {
+			r.end(build.Failed, build.ReasonInternal, "the token that the build was asked for with is gone; ask for it again by POST")
+		}
+	}
+	r, err := c.q.update(ctx, c.build.ID, c.whileHeld(change))
+	if err != nil {
+		c.q.view.stray(c.name)
+		return fmt.Errorf("read its token: %w", errors.Join(why, err))
+	}
+	c.q.drop(ctx, r)
+	return fmt.Errorf("read its token: %w", why)
 }
 
 // observe hears of each revision of the record, under the lock of the view.
@@ -132,10 +193,14 @@ func (c *Claim) whileHeld(change func(*record)) func(*record) error {
 	}
 }
 
-// renew writes the record six times in a lease. It gives up at three quarters
-// of one: an observer counts from when it saw the last renewal, we count from
-// before we wrote it, and the work needs time to stop.
-func (c *Claim) renew(renewed time.Time) {
+// lapsed reports whether the claim was given up because it was not renewed. It
+// may still stand in the record.
+func (c *Claim) lapsed() bool { return errors.Is(context.Cause(c.ctx), errLapsed) }
+
+// renew writes the record six times in a lease. The work is given up at three
+// quarters of one: an observer counts from when it saw the last renewal, we
+// count from before we wrote it, and the work needs time to stop.
+func (c *Claim) renew() {
 	ticker := time.NewTicker(c.q.lease / 6)
 	defer ticker.Stop()
 	for {
@@ -146,36 +211,93 @@ func (c *Claim) renew(renewed time.Time) {
 		case <-c.q.ctx.Done():
 			return
 		}
-		began := time.Now()
-		err := c.write(renewed.Add(c.q.lease * 3 / 4))
-		switch {
-		case err == nil:
-			renewed = began
-		case errors.Is(err, ErrLeaseLost), errors.Is(err, ErrNotFound):
-			c.end(ErrLeaseLost)
-			return
-		case c.q.ctx.Err() == nil:
-			c.q.log.Warn("lease of a build not renewed", "build", c.build.ID, "err", err)
-		}
-		if time.Since(renewed) >= c.q.lease*3/4 {
-			c.end(ErrLeaseLost)
+		if !c.beat() {
 			return
 		}
 	}
 }
 
-// write renews once; a late try is worth a moment of its own, since its
-// compare-and-set tells whether the lease is lost.
-func (c *Claim) write(deadline time.Time) error {
-	ctx, cancel := context.WithDeadline(c.q.ctx, maxTime(deadline, time.Now().Add(c.q.lease/12)))
-	defer cancel()
+// beat renews once, or writes what Finish or Requeue could not; false if there
+// is nothing more to do.
+func (c *Claim) beat() bool {
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
 	case <-c.stop:
-		return nil
+		return false
 	}
+	lapse := c.renewed.Add(c.q.lease * 3 / 4)
+	change := c.will
+	switch {
+	case change != nil:
+	case c.lapsed():
+		return true // the work is being stopped; then Requeue comes
+	default:
+		change = func(*record) {}
+	}
+	// A late try is worth a moment of its own, since its compare-and-set tells
+	// whether the lease is lost.
+	ctx, cancel := context.WithDeadline(c.q.ctx, maxTime(lapse, time.Now().Add(c.q.lease/12)))
+	defer cancel()
+	began := time.Now()
+	_, err := c.q.update(ctx, c.build.ID, c.whileHeld(change))
+	if errors.Is(err, ErrNotFound) {
+		err = ErrLeaseLost
+	}
+	if c.will != nil && (err == nil || errors.Is(err, ErrLeaseLost)) {
+		c.end(cmp.Or(err, context.Canceled))
+		c.q.view.drop(c) // nobody may ask again
+		return false
+	}
+	switch {
+	case err == nil:
+		c.renewed = began
+		return true
+	case errors.Is(err, ErrLeaseLost):
+		c.end(ErrLeaseLost)
+		return false
+	case c.q.ctx.Err() == nil && c.ctx.Err() == nil:
+		c.q.log.Warn("lease of a build not renewed", "build", c.build.ID, "err", err)
+	}
+	if !time.Now().Before(lapse) {
+		c.end(errLapsed)
+	}
+	return true
+}
+
+// Confirm renews the claim now. ErrLeaseLost if it is no longer ours,
+// ErrUnavailable or ErrBroken if that cannot be known.
+func (c *Claim) Confirm(ctx context.Context) error {
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := c.confirm(within)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrLeaseLost), errors.Is(err, ErrNotFound):
+		c.end(ErrLeaseLost)
+		err = ErrLeaseLost
+	default:
+		err = c.q.explain(ctx, err)
+	}
+	return fmt.Errorf("confirm the claim of build %s: %w", c.build.ID, err)
+}
+
+func (c *Claim) confirm(ctx context.Context) error {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if cause := context.Cause(c.ctx); errors.Is(cause, ErrLeaseLost) {
+		return cause
+	}
+	began := time.Now()
 	_, err := c.q.update(ctx, c.build.ID, c.whileHeld(func(*record) {}))
+	if err == nil {
+		c.renewed = began
+	}
 	return err
 }
 
@@ -189,6 +311,8 @@ func maxTime(a, b time.Time) time.Time {
 // Finish records how the build ended, erases its sealed token and gives up the
 // claim. b.State must be an ended one; FinishedAt is set if it is zero.
 // ErrLeaseLost if the build is no longer ours: what it made must be dropped.
+// After ErrUnavailable or ErrBroken the claim goes on trying by itself, and
+// calling again tells what came of it.
 func (c *Claim) Finish(ctx context.Context, b build.Build) error {
 	if !b.State.Ended() || b.ID != c.build.ID {
 		return fmt.Errorf("finish build %s: got build %s, %s", c.build.ID, b.ID, b.State)
@@ -200,9 +324,11 @@ func (c *Claim) Finish(ctx context.Context, b build.Build) error {
 }
 
 // Requeue makes the build queued again, or canceled if that was asked for, and
-// gives up the claim. It does not count as a lost worker.
+// gives up the claim. It does not count as a lost worker, also when the claim
+// could not be renewed for so long that its Context has ended. What Finish says
+// of ErrUnavailable and ErrBroken holds here too.
 func (c *Claim) Requeue(ctx context.Context) error {
-	return c.release(ctx, "requeue", func(r *record) { r.giveBack() })
+	return c.release(ctx, "requeue", (*record).giveBack)
 }
 
 func (c *Claim) release(ctx context.Context, doing string, change func(*record)) error {
@@ -212,19 +338,14 @@ func (c *Claim) release(ctx context.Context, doing string, change func(*record))
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	var r record
-	err := context.Cause(c.ctx)
-	if !errors.Is(err, ErrLeaseLost) {
-		r, err = c.q.update(ctx, c.build.ID, c.whileHeld(change))
+	c.inTime = c.inTime || doing == "finish" && !c.lapsed()
+	if doing == "finish" && !c.inTime {
+		c.will = (*record).giveBack // what was not stopped in time for its lease may not finish
+		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, context.Cause(c.ctx))
 	}
-	switch {
-	case errors.Is(err, ErrNotFound):
-		err = ErrLeaseLost
-	case errors.Is(err, ErrLeaseLost) && r.Claim == c.name && r.Build.State.Ended():
-		err = nil // an earlier call did it and never knew
-	}
+	r, err := c.settle(ctx, change)
 	if err != nil && !errors.Is(err, ErrLeaseLost) {
-		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.explain(err))
+		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.explain(ctx, err))
 	}
 	c.once.Do(func() { close(c.stop) })
 	c.done.Wait()
@@ -235,4 +356,23 @@ func (c *Claim) release(ctx context.Context, doing string, change func(*record))
 	}
 	c.q.settle(ctx, r)
 	return nil
+}
+
+// settle writes the end of the claim.
+func (c *Claim) settle(ctx context.Context, change func(*record)) (r record, err error) {
+	if cause := context.Cause(c.ctx); errors.Is(cause, ErrLeaseLost) && !c.lapsed() {
+		return r, cause
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	r, err = c.q.update(ctx, c.build.ID, c.whileHeld(change))
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return r, ErrLeaseLost
+	case errors.Is(err, ErrLeaseLost) && r.Claim == c.name && r.Build.State.Ended():
+		return r, nil // an earlier call did it and never knew
+	case err != nil && !errors.Is(err, ErrLeaseLost):
+		c.will = change
+	}
+	return r, err
 }

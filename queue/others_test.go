@@ -140,7 +140,7 @@ func TestRenewalBeatsTheObserver(t *testing.T) {
 	q := openTest(t, 0)
 	c := claimed(t, q)
 	l, _ := q.view.id(c.build.ID)
-	if err := c.write(time.Now().Add(time.Minute)); err != nil {
+	if err := c.Confirm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := q.lose(t.Context(), l); err != nil {
@@ -182,7 +182,7 @@ func TestSubmitAgainKeepsTheToken(t *testing.T) {
 	q := openTest(t, 0)
 	b := testBuild()
 	b.State = build.Queued
-	if err := q.store.tokens.put(t.Context(), string(b.ID), []byte("sealed")); err != nil {
+	if _, err := q.store.tokens.put(t.Context(), string(b.ID), []byte("sealed"), 0); err != nil {
 		t.Fatal(err)
 	}
 	write(t, q, b.Digest(), record{Version: 1, Build: b, Sealed: true})

@@ -22,9 +22,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monochromegane/cargo/build"
@@ -39,7 +42,13 @@ var (
 	ErrClosed     = errors.New("the queue is closed")
 	ErrCanceled   = errors.New("the build was canceled")
 	ErrLeaseLost  = errors.New("the lease of the build is lost")
-	ErrBroken     = errors.New("the queue's disk could not be written; make room on it and restart")
+
+	// ErrBroken: the embedded server cannot write. It goes on by itself once it can.
+	ErrBroken = errors.New("the queue's disk could not be written; make room on it")
+
+	// ErrUnavailable: NATS is away, or has no leader or no quorum. What was
+	// asked for may or may not have been done; trying again is safe.
+	ErrUnavailable = errors.New("the queue does not answer")
 )
 
 // maxLost is how many workers may die under a build before it fails.
@@ -49,9 +58,11 @@ const maxLost = 3
 // went away.
 const writeTimeout = 30 * time.Second
 
-// Options are the settings of a Queue. Only Dir is required.
+// Options are the settings of a Queue. Only Dir or Cluster is required.
 type Options struct {
-	Dir    string        // made with mode 0700 if missing; one process at a time
+	Dir     string   // of the embedded server; made with mode 0700 if missing; one process at a time
+	Cluster *Cluster // keeps the queue instead; nil for the embedded server
+
 	Limit  int           // queued builds before Submit says ErrFull; 0 means 1024
 	Lease  time.Duration // how long a silent worker keeps its builds; 0 means 60 s
 	Worker string        // this process's name among workers, the same after a restart; "" means the host's name
@@ -70,36 +81,72 @@ type Options struct {
 	Dropped func(build.Build)
 }
 
-// A Queue is the builds of one directory. Its methods are safe for concurrent
-// use. A method that waits returns ErrClosed when Close is called.
+// A Queue is the builds of one directory or cluster. Its methods are safe for
+// concurrent use. A method that waits returns ErrClosed when Close is called.
 type Queue struct {
-	limits limits
-	lease  time.Duration
-	worker string
-	log    *slog.Logger
-	told   func(build.Build) // Options.Dropped
+	limits    limits
+	lease     time.Duration
+	worker    string
+	log       *slog.Logger
+	told      func(build.Build) // Options.Dropped
+	retention time.Duration
 
-	store  *store
-	view   *view
-	submit [256]chan struct{} // one Submit at a time for each first byte of a key's digest
+	store   *store
+	view    *view
+	submit  [256]chan struct{} // one Submit at a time for each first byte of a key's digest
+	seen    progress
+	anew    canceler  // of the present watch
+	created time.Time // the stream of the live records; probe's
+	orphans orphans   // tend's
+
+	warnings atomic.Pointer[[]string]
 
 	ctx   context.Context // ends with ErrClosed at Close
 	close context.CancelCauseFunc
-	wg    sync.WaitGroup // watch, tend and the renewal of each claim
+	wg    sync.WaitGroup // watch, probe, tend, the socket and the renewal of each claim
 }
 
-// Open opens the queue in o.Dir, makes it if it is not there, and finishes
-// what a crash left half done. Claims that this worker held stay claimed until
-// Recover. The error says what to do if the directory cannot be written or
-// belongs to another process.
+// Open opens the queue in o.Dir or on o.Cluster, makes it if it is not there,
+// and finishes what a crash left half done. Claims that this worker held stay
+// claimed until Recover. The error says what to do if the directory cannot be
+// written or belongs to another process, or the cluster cannot be used.
 func Open(ctx context.Context, o Options) (*Queue, error) {
+	q, err := newQueue(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	where := o.Dir
+	if o.Cluster != nil {
+		where = "the NATS cluster " + strings.Join(o.Cluster.URLs, ",")
+		q.store, err = openClusterStore(ctx, o, q.worker, q.log)
+	} else {
+		q.store, err = openEmbeddedStore(ctx, o, q.log)
+	}
+	return q.opened(ctx, where, err)
+}
+
+// opened starts a queue whose store is open, unless that failed.
+func (q *Queue) opened(ctx context.Context, where string, err error) (*Queue, error) {
+	if err != nil {
+		q.close(ErrClosed)
+	} else if err = q.start(ctx); err != nil {
+		_ = q.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the queue in %s: %w", where, err)
+	}
+	return q, nil
+}
+
+func newQueue(ctx context.Context, o Options) (*Queue, error) {
 	q := &Queue{
-		limits: limits{queued: cmp.Or(o.Limit, 1024), caller: o.CallerLimit},
-		lease:  cmp.Or(o.Lease, time.Minute),
-		worker: o.Worker,
-		log:    o.Log,
-		told:   o.Dropped,
-		view:   newView(),
+		limits:    limits{queued: cmp.Or(o.Limit, 1024), caller: o.CallerLimit},
+		lease:     cmp.Or(o.Lease, time.Minute),
+		worker:    o.Worker,
+		log:       o.Log,
+		told:      o.Dropped,
+		retention: o.Retention,
+		view:      newView(),
 	}
 	if q.log == nil {
 		q.log = slog.New(slog.DiscardHandler)
@@ -114,38 +161,34 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	for i := range q.submit {
 		q.submit[i] = make(chan struct{}, 1)
 	}
-	st, err := openStore(ctx, o, q.log)
-	if err != nil {
-		return nil, fmt.Errorf("open the queue in %s: %w", o.Dir, err)
-	}
-	q.store = st
 	q.ctx, q.close = context.WithCancelCause(context.WithoutCancel(ctx))
-	if err := q.start(ctx); err != nil {
-		_ = q.Close()
-		return nil, fmt.Errorf("open the queue in %s: %w", o.Dir, err)
-	}
 	return q, nil
 }
 
 // start reads the live records, mends what a crash left and begins to watch.
 func (q *Queue) start(ctx context.Context) error {
-	w, err := q.store.live.WatchAll(q.ctx)
-	if err != nil {
-		return fmt.Errorf("watch the live builds: %w", err)
-	}
-	for loaded := false; !loaded; {
-		select {
-		case e, ok := <-w.Updates():
-			if !ok {
-				return errors.New("the watch of the live builds ended")
-			}
-			loaded = e == nil
-			q.observe(e)
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	q.created = q.store.records.CachedInfo().Created
+	q.view.heard.gap = 3 * q.period()
+	var w *watch
+	err := q.patiently(ctx, func() (err error) {
+		if w, err = q.newWatch(ctx); err != nil {
+			return err
 		}
+		if err = w.list(ctx); err != nil {
+			w.close()
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read the live builds: %w", err)
 	}
+	q.view.heard.sign(time.Now())
 	q.wg.Go(func() { q.watch(w) })
+	q.wg.Go(q.probe)
+	if q.store.guest {
+		return nil
+	}
 	if err := q.mend(ctx); err != nil {
 		return err
 	}
@@ -162,37 +205,21 @@ func (q *Queue) Close() error {
 	return q.store.close()
 }
 
-// watch takes over what other processes wrote; our own writes are in the view
-// already when they come back.
-func (q *Queue) watch(w jetstream.KeyWatcher) {
-	defer func() { _ = w.Stop() }()
-	for {
-		select {
-		case e, ok := <-w.Updates():
-			if !ok {
-				if q.ctx.Err() == nil {
-					q.log.Error("watch of the live builds ended")
-				}
-				return
-			}
-			q.observe(e)
-		case <-q.ctx.Done():
-			return
-		}
+// observe takes over one message of the stream of live records.
+func (q *Queue) observe(key string, data []byte, header nats.Header, rev uint64) {
+	if gone(header) {
+		q.view.remove(key, rev)
+		return
+	}
+	if _, err := q.take(key, data, rev); err != nil {
+		q.log.Error("unreadable record of a live build", "key", key, "err", err)
 	}
 }
 
-func (q *Queue) observe(e jetstream.KeyValueEntry) {
-	if e == nil {
-		return
-	}
-	if e.Operation() != jetstream.KeyValuePut {
-		q.view.remove(e.Key(), e.Revision())
-		return
-	}
-	if _, err := q.take(e.Key(), e.Value(), e.Revision()); err != nil {
-		q.log.Error("unreadable record of a live build", "key", e.Key(), "err", err)
-	}
+// gone reports whether a message says that its key was deleted.
+func gone(h nats.Header) bool {
+	op := h.Get("KV-Operation")
+	return op == "DEL" || op == "PURGE" || h.Get(jetstream.MarkerReasonHeader) != ""
 }
 
 // take puts a record into the view as it stands in the store.
@@ -206,15 +233,36 @@ func (q *Queue) take(key string, data []byte, rev uint64) (record, error) {
 	return r, nil
 }
 
-// Err is nil, or wraps ErrBroken when a write has failed, as on a full disk.
-// What was acknowledged is safe, but nothing more is accepted, claimed or
-// finished before a restart.
+// Err is nil, or wraps ErrBroken while the embedded server cannot write, as on
+// a full disk, or ErrUnavailable when a server that is elsewhere has not
+// answered for some seconds. What was acknowledged is safe, and the queue goes
+// on by itself.
 func (q *Queue) Err() error {
-	if why := q.store.log.fatal.Load(); why != nil {
-		return fmt.Errorf("%w (%s)", ErrBroken, *why)
+	if err := q.store.broken(); err != nil {
+		return err
+	}
+	if silence := q.view.heard.silence(); q.store.embedded == nil && silence > silentLimit {
+		return fmt.Errorf("%w: nothing was heard for %s", ErrUnavailable, silence.Round(time.Second))
 	}
 	return nil
 }
+
+// Warnings says in words what is unsafe about the cluster that keeps the queue.
+// There is nothing to say of an embedded server.
+func (q *Queue) Warnings() []string {
+	if w := q.warnings.Load(); w != nil {
+		return *w
+	}
+	return nil
+}
+
+// JetStream speaks to the server that keeps the queue. It lasts as long as the
+// queue: over reconnects, and while the embedded server is started again. What
+// is sent while there is no connection fails at once.
+func (q *Queue) JetStream() jetstream.JetStream { return q.store.js }
+
+// Replicas is of how many servers each stream that Cargo makes should be kept.
+func (q *Queue) Replicas() int { return q.store.replicas }
 
 // Depth is the number of queued builds, from memory.
 func (q *Queue) Depth() int { return q.view.count(build.Queued) }

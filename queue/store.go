@@ -5,16 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,164 +21,295 @@ const (
 	// observer learns of the purge.
 	markerTTL = 10 * time.Minute
 
-	startTimeout = 30 * time.Second
+	// clusterPrefix keeps our names apart from others' in a shared account. The
+	// names of an embedded server have none.
+	clusterPrefix = "cargo-"
+
+	// reconnectWait is the pause between two tries to connect again.
+	reconnectWait = 200 * time.Millisecond
 )
 
-// A store is the embedded server and what is kept in it.
+// A store is the connection to a server, be it in this process, in another one
+// on this machine or a cluster, and what is kept there.
 type store struct {
-	lock   *os.File
-	server *server.Server
-	log    *serverLog
-	conn   *nats.Conn
-	live   jetstream.KeyValue // key digest -> record
-	ended  once               // build id -> record
-	tokens once               // build id -> sealed token
+	embedded *embedded // nil if the server is not in this process
+	cluster  *Cluster  // nil if there is none
+	guest    bool      // the server is another process's
+	porch    *porch    // of the embedded server; nil if it could not be made
+	log      *slog.Logger
+	prefix   string // of the names of streams and buckets
+	replicas int
+
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	live    jetstream.KeyValue // key digest -> record
+	records jetstream.Stream   // what live is kept in
+	ended   once               // build id -> record
+	tokens  once               // build id -> sealed token
+
+	mu      sync.Mutex
+	session context.Context // ends with the present connection
+	lose    context.CancelFunc
 }
 
-func openStore(ctx context.Context, o Options, log *slog.Logger) (_ *store, err error) {
-	s := &store{}
+func newStore(log *slog.Logger) *store {
+	s := &store{log: log, replicas: 1}
+	s.session, s.lose = context.WithCancel(context.Background())
+	return s
+}
+
+func openEmbeddedStore(ctx context.Context, o Options, log *slog.Logger) (_ *store, err error) {
+	s := newStore(log)
 	defer func() {
 		if err != nil {
 			_ = s.close()
 		}
 	}()
-	if s.lock, err = lockDir(o.Dir); err != nil {
+	if s.embedded, err = openEmbedded(o.Dir, log); err != nil {
 		return nil, err
 	}
-	s.log = &serverLog{log: log}
-	s.server, err = server.NewServer(&server.Options{
-		ServerName:             "cargo",
-		DontListen:             true,
-		NoSigs:                 true,
-		NoSystemAccount:        true,
-		DisableJetStreamBanner: true,
-		JetStream:              true,
-		StoreDir:               o.Dir,
-		SyncAlways:             true, // an acknowledged write has been fsynced
-		JetStreamMaxStore:      4 << 30,
-		JetStreamMaxMemory:     16 << 20,
-		WriteDeadline:          time.Minute, // of the in-process pipe, on a busy machine
-	})
-	if err != nil {
-		return nil, fmt.Errorf("configure the store: %w", err)
-	}
-	s.server.SetLoggerV2(s.log, false, false, false)
-	s.server.Start()
-	if why := s.log.fatal.Load(); why != nil {
-		return nil, fmt.Errorf("start the store: %s", *why)
-	}
-	if !s.server.ReadyForConnections(startTimeout) {
-		return nil, fmt.Errorf("start the store: not ready after %s", startTimeout)
-	}
-	if s.conn, err = nats.Connect("", nats.InProcessServer(s.server), nats.MaxReconnects(-1),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("queue store", "err", err) })); err != nil {
+	if err = s.connect("", nats.InProcessServer(s.embedded)); err != nil {
 		return nil, fmt.Errorf("connect to the store: %w", err)
 	}
-	return s, s.streams(ctx, o.Retention)
+	if err = s.makeStreams(ctx, o.Retention); err != nil {
+		return nil, err
+	}
+	if s.porch, err = openPorch(o.Dir, s.embedded); err != nil {
+		return nil, fmt.Errorf("make the socket for commands: %w", err)
+	}
+	return s, nil
 }
 
-func (s *store) streams(ctx context.Context, retention time.Duration) error {
-	js, err := jetstream.New(s.conn, jetstream.WithDefaultTimeout(writeTimeout))
-	if err != nil {
-		return fmt.Errorf("connect to the store: %w", err)
-	}
-	s.live, err = js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "live", History: 1, LimitMarkerTTL: markerTTL})
-	if err != nil {
-		return fmt.Errorf("open the live builds: %w", err)
-	}
-	if s.ended, err = openOnce(ctx, js, "ended", endedBytes, retention); err != nil {
+// connect makes the connection that comes back by itself. What is sent while
+// there is none fails at once: a compare-and-set that is sent later, when its
+// caller has long been told that it failed, does harm.
+func (s *store) connect(urls string, options ...nats.Option) (err error) {
+	options = append([]nats.Option{
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectWait, reconnectWait),
+		nats.ReconnectBufSize(-1),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { s.disconnected(err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Warn("queue store", "err", err) }),
+	}, options...)
+	if s.conn, err = nats.Connect(urls, options...); err != nil {
 		return err
 	}
-	s.tokens, err = openOnce(ctx, js, "tokens", -1, 0)
+	s.js, err = jetstream.New(s.conn, jetstream.WithDefaultTimeout(writeTimeout))
 	return err
 }
 
-// close may be called at any stage of openStore.
-func (s *store) close() error {
-	if s.conn != nil {
-		s.conn.Close()
-	}
-	if s.server != nil {
-		s.server.Shutdown()
-		s.server.WaitForShutdown()
-	}
-	if s.lock == nil {
-		return nil
-	}
-	return s.lock.Close()
-}
-
-// lockDir makes dir and takes it for this process until the file is closed.
-func lockDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory: %w; choose one that this user can write", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+// disconnected ends what waits for an answer that will not come.
+func (s *store) disconnected(err error) {
+	s.mu.Lock()
+	s.lose()
+	s.session, s.lose = context.WithCancel(context.Background())
+	s.mu.Unlock()
 	if err != nil {
-		return nil, fmt.Errorf("%w; the directory must be writable by this user", err)
+		s.log.Debug("disconnected from the queue", "err", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another process uses this directory; stop it or choose another directory")
-		}
-		return nil, fmt.Errorf("lock the directory: %w", err)
-	}
-	if err := probe(dir); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("%w; the directory must be writable and its disk must have room", err)
-	}
-	return f, nil
 }
 
-// probe writes and syncs a file: a full disk is better found now.
-func probe(dir string) error {
-	f, err := os.CreateTemp(dir, "probe-*")
-	if err != nil {
-		return err
+func (s *store) connection() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.session
+}
+
+// liveConfig is the configuration of a key-value bucket, spelt out: with
+// AllowDirect, which the library always sets, a server that lags could answer
+// that a build is not there, so a cluster must not have it.
+func (s *store) liveConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:                   "KV_" + s.prefix + "live",
+		Subjects:               []string{s.key(">")},
+		MaxMsgsPerSubject:      1,
+		MaxMsgs:                -1,
+		MaxBytes:               -1,
+		MaxMsgSize:             -1,
+		MaxConsumers:           -1,
+		Discard:                jetstream.DiscardNew,
+		Replicas:               s.replicas,
+		Duplicates:             2 * time.Minute,
+		AllowRollup:            true,
+		DenyDelete:             true,
+		AllowDirect:            s.cluster == nil,
+		AllowMsgTTL:            true,
+		SubjectDeleteMarkerTTL: markerTTL,
 	}
-	_, err = f.WriteString("probe")
-	return errors.Join(err, f.Sync(), f.Close(), os.Remove(f.Name()))
 }
 
-// A once is a stream in which each name is written at most once.
-type once struct {
-	js     jetstream.JetStream
-	stream jetstream.Stream
-	prefix string
-}
-
-func openOnce(ctx context.Context, js jetstream.JetStream, name string, maxBytes int64, maxAge time.Duration) (once, error) {
-	s, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name:              name,
-		Subjects:          []string{name + ".*"},
+// onceConfig is the configuration of a stream in which each name is there once.
+func (s *store) onceConfig(name string, maxBytes int64, maxAge time.Duration) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              s.prefix + name,
+		Subjects:          []string{s.prefix + name + ".*"},
 		MaxMsgsPerSubject: 1,
 		MaxBytes:          maxBytes,
 		MaxAge:            maxAge,
 		Discard:           jetstream.DiscardOld,
-		AllowDirect:       true,
-	})
-	if err != nil {
-		return once{}, fmt.Errorf("open the stream %s: %w", name, err)
+		Replicas:          s.replicas,
+		AllowDirect:       s.cluster == nil,
 	}
-	return once{js: js, stream: s, prefix: name + "."}, nil
 }
 
-// put writes name unless it is there already.
-func (o once) put(ctx context.Context, name string, data []byte) error {
-	_, err := o.js.Publish(ctx, o.prefix+name, data, jetstream.WithExpectLastSequencePerSubject(0))
-	if conflict(err) {
+func (s *store) configs(retention time.Duration) (live, ended, tokens jetstream.StreamConfig) {
+	return s.liveConfig(), s.onceConfig("ended", endedBytes, retention), s.onceConfig("tokens", -1, 0)
+}
+
+// makeStreams makes the streams of an embedded server, or changes them to what
+// this program wants.
+func (s *store) makeStreams(ctx context.Context, retention time.Duration) error {
+	live, ended, tokens := s.configs(retention)
+	return s.bind(ctx, live, ended, tokens, s.js.CreateOrUpdateStream)
+}
+
+// findStreams takes the streams as they are.
+func (s *store) findStreams(ctx context.Context) error {
+	live, ended, tokens := s.configs(0)
+	return s.bind(ctx, live, ended, tokens, func(ctx context.Context, c jetstream.StreamConfig) (stream jetstream.Stream, err error) {
+		err = s.ask(ctx, func(ctx context.Context) error {
+			stream, err = s.js.Stream(ctx, c.Name)
+			return err
+		})
+		return stream, err
+	})
+}
+
+func (s *store) bind(ctx context.Context, live, ended, tokens jetstream.StreamConfig, open func(context.Context, jetstream.StreamConfig) (jetstream.Stream, error)) (err error) {
+	if s.records, err = open(ctx, live); err != nil {
+		return fmt.Errorf("open the live builds: %w", err)
+	}
+	if s.live, err = s.js.KeyValue(ctx, s.prefix+"live"); err != nil {
+		return fmt.Errorf("open the live builds: %w", err)
+	}
+	for _, o := range []struct {
+		at     *once
+		config jetstream.StreamConfig
+	}{{&s.ended, ended}, {&s.tokens, tokens}} {
+		stream, err := open(ctx, o.config)
+		if err != nil {
+			return fmt.Errorf("open the stream %s: %w", o.config.Name, err)
+		}
+		*o.at = once{store: s, stream: stream, prefix: o.config.Name + "."}
+	}
+	return nil
+}
+
+// close may be called at any stage of opening.
+func (s *store) close() error {
+	if s.conn != nil {
+		s.conn.Close()
+	}
+	s.mu.Lock()
+	s.lose()
+	s.mu.Unlock()
+	if s.porch != nil {
+		s.porch.close(s.embedded.dir)
+	}
+	if s.embedded == nil {
 		return nil
 	}
-	return err
+	return s.embedded.close()
+}
+
+// broken is nil, or wraps ErrBroken while the embedded server cannot write.
+func (s *store) broken() error {
+	if s.embedded == nil {
+		return nil
+	}
+	if why := s.embedded.trouble(); why != "" {
+		return fmt.Errorf("%w (%s)", ErrBroken, why)
+	}
+	return nil
+}
+
+// key is the subject of a live build.
+func (s *store) key(digest string) string { return "$KV." + s.prefix + "live." + digest }
+
+// create, update and purge write a live record by compare-and-set.
+func (s *store) create(ctx context.Context, key string, data []byte) (rev uint64, err error) {
+	err = s.ask(ctx, func(ctx context.Context) error {
+		rev, err = s.live.Create(ctx, key, data)
+		return err
+	})
+	return rev, err
+}
+
+func (s *store) update(ctx context.Context, key string, data []byte, last uint64) (rev uint64, err error) {
+	err = s.ask(ctx, func(ctx context.Context) error {
+		rev, err = s.live.Update(ctx, key, data, last)
+		return err
+	})
+	return rev, err
+}
+
+func (s *store) purge(ctx context.Context, key string, last uint64) error {
+	return s.ask(ctx, func(ctx context.Context) error {
+		return s.live.Purge(ctx, key, jetstream.LastRevision(last), jetstream.PurgeTTL(markerTTL))
+	})
+}
+
+// last is the newest message of a subject, or ErrNotFound. seen is the newest
+// one that the caller knows of.
+//
+// A server answers "not found" also when it could not read the message, and a
+// leader that has lost its followers goes on answering for some seconds from
+// what it has. So it is asked about its index too.
+func (s *store) last(ctx context.Context, stream jetstream.Stream, subject string, seen uint64) (m *jetstream.RawStreamMsg, err error) {
+	err = s.ask(ctx, func(ctx context.Context) error {
+		m, err = stream.GetLastMsgForSubject(ctx, subject)
+		return err
+	})
+	if err == nil && m.Sequence < seen {
+		return nil, fmt.Errorf("%w: a server that lags has answered", ErrUnavailable)
+	}
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return m, err
+	}
+	info, err := s.info(ctx, stream, jetstream.WithSubjectFilter(subject))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(info.State.Subjects) > 0:
+		return nil, fmt.Errorf("%w: %s is there, and cannot be read", ErrUnavailable, subject)
+	case info.State.LastSeq < seen || !quorum(info):
+		return nil, fmt.Errorf("%w: a server that lags has answered", ErrUnavailable)
+	}
+	return nil, ErrNotFound
+}
+
+func (s *store) info(ctx context.Context, stream jetstream.Stream, opts ...jetstream.StreamInfoOpt) (info *jetstream.StreamInfo, err error) {
+	err = s.ask(ctx, func(ctx context.Context) error {
+		info, err = stream.Info(ctx, opts...)
+		return err
+	})
+	return info, err
+}
+
+// A once is a stream in which each name is written at most once.
+type once struct {
+	store  *store
+	stream jetstream.Stream
+	prefix string
+}
+
+// put writes name if its newest message is that at seq, 0 for none; exists
+// tells that it is not.
+func (o once) put(ctx context.Context, name string, data []byte, seq uint64) (exists bool, err error) {
+	err = o.store.ask(ctx, func(ctx context.Context) error {
+		_, err := o.store.js.Publish(ctx, o.prefix+name, data, jetstream.WithExpectLastSequencePerSubject(seq))
+		return err
+	})
+	if conflict(err) {
+		return true, nil
+	}
+	return false, err
 }
 
 // get returns ErrNotFound if name is not there.
 func (o once) get(ctx context.Context, name string) (data []byte, seq uint64, err error) {
-	m, err := o.stream.GetLastMsgForSubject(ctx, o.prefix+name)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, 0, ErrNotFound
-	}
+	m, err := o.store.last(ctx, o.stream, o.prefix+name, 0)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -199,11 +325,15 @@ func (o once) erase(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	err = o.stream.SecureDeleteMsg(ctx, seq)
+	return o.eraseAt(ctx, name, seq)
+}
+
+func (o once) eraseAt(ctx context.Context, name string, seq uint64) error {
+	err := o.store.ask(ctx, func(ctx context.Context) error { return o.stream.SecureDeleteMsg(ctx, seq) })
 	if err == nil {
 		return nil
 	}
-	if _, _, again := o.get(ctx, name); errors.Is(again, ErrNotFound) {
+	if _, now, again := o.get(ctx, name); errors.Is(again, ErrNotFound) || again == nil && now != seq {
 		return nil // somebody else was at it too
 	}
 	return err
@@ -211,7 +341,7 @@ func (o once) erase(ctx context.Context, name string) error {
 
 // names are all that is there.
 func (o once) names(ctx context.Context) ([]string, error) {
-	info, err := o.stream.Info(ctx, jetstream.WithSubjectFilter(">"))
+	info, err := o.store.info(ctx, o.stream, jetstream.WithSubjectFilter(">"))
 	if err != nil {
 		return nil, err
 	}
@@ -228,36 +358,3 @@ func conflict(err error) bool {
 	return ok && (e.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
 		e.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
-
-// A serverLog passes on what the embedded server complains of.
-type serverLog struct {
-	log   *slog.Logger
-	fatal atomic.Pointer[string] // why the server cannot go on
-}
-
-func (l *serverLog) Noticef(format string, v ...any) {
-	l.log.Debug("queue store", "notice", fmt.Sprintf(format, v...))
-}
-
-func (l *serverLog) Warnf(format string, v ...any) {
-	l.log.Warn("queue store", "warning", fmt.Sprintf(format, v...))
-}
-
-// Errorf also listens for a write that failed: the server then refuses every
-// later write, without an answer, and says so nowhere else.
-func (l *serverLog) Errorf(format string, v ...any) {
-	why := fmt.Sprintf(format, v...)
-	if strings.Contains(strings.ToLower(why), "critical write error") {
-		l.fatal.CompareAndSwap(nil, &why)
-	}
-	l.log.Error("queue store", "err", why)
-}
-
-func (l *serverLog) Fatalf(format string, v ...any) {
-	why := fmt.Sprintf(format, v...)
-	l.fatal.CompareAndSwap(nil, &why)
-	l.log.Error("queue store", "err", why)
-}
-
-func (l *serverLog) Debugf(string, ...any) {}
-func (l *serverLog) Tracef(string, ...any) {}

@@ -3,6 +3,8 @@ package queue
 import (
 	"cmp"
 	"maps"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,10 +20,14 @@ func ownerOf(r build.Repository) string {
 	return r.Remote + "/" + strings.ToLower(first)
 }
 
+// maxSpread bounds how far down the line a claim may look that has lost races.
+const maxSpread = 15
+
 // A standing is what an owner has in the view.
 type standing struct {
 	running int       // also those that are just being claimed
-	oldest  *entry    // that can be claimed
+	line    []*entry  // the oldest that can be claimed, oldest first
+	turn    time.Time // when it had its last one
 	waits   time.Time // since when; of an owner with a claimable build
 }
 
@@ -33,52 +39,98 @@ func (s *standing) before(o *standing) bool {
 	return cmp.Or(
 		cmp.Compare(s.running, o.running),
 		s.waits.Compare(o.waits),
-		older(s.oldest.rec.Build, o.oldest.rec.Build),
+		older(s.line[0].rec.Build, o.line[0].rec.Build),
 	) < 0
 }
 
 // next is the queued build whose turn it is, no longer claimable until hold;
 // if there is none, arrived is closed when that may have changed.
+//
+// Other processes see the same line, and where they are many, all would reach
+// for its head at once. Who loses a race therefore takes one of the next few
+// whose turn comes then, the more the more races are lost.
 func (v *view) next() (_ live, arrived <-chan struct{}) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	owners := v.standings()
-	var first *standing
-	for owner, s := range owners {
-		if s.oldest == nil {
+	now := time.Now()
+	skip := rand.IntN(v.spread + 1) //nolint:gosec // nobody gains by guessing it
+	owners := v.standings(skip + 1)
+	var chosen *entry
+	for range skip + 1 {
+		first := first(owners)
+		if first == nil {
+			break
+		}
+		chosen = first.line[0]
+		first.line = first.line[1:]
+		first.running++
+		first.turn = now
+	}
+	// An owner without a live build waits again from its next one on.
+	maps.DeleteFunc(v.turns, func(owner string, _ time.Time) bool { return owners[owner] == nil })
+	if chosen == nil {
+		return live{}, v.arrived
+	}
+	chosen.busy = true
+	v.turns[chosen.owner] = now
+	return chosen.live(), nil
+}
+
+// first is the owner whose turn it is, nil if nobody has a claimable build.
+func first(owners map[string]*standing) (first *standing) {
+	for _, s := range owners {
+		if len(s.line) == 0 {
 			continue
 		}
-		if s.waits = s.oldest.rec.Build.AcceptedAt; s.waits.Before(v.turns[owner]) {
-			s.waits = v.turns[owner]
+		if s.waits = s.line[0].rec.Build.AcceptedAt; s.waits.Before(s.turn) {
+			s.waits = s.turn
 		}
 		if first == nil || s.before(first) {
 			first = s
 		}
 	}
-	// An owner without a live build waits again from its next one on.
-	maps.DeleteFunc(v.turns, func(owner string, _ time.Time) bool { return owners[owner] == nil })
-	if first == nil {
-		return live{}, v.arrived
-	}
-	first.oldest.busy = true
-	v.turns[first.oldest.owner] = time.Now()
-	return first.oldest.live(), nil
+	return first
 }
 
-func (v *view) standings() map[string]*standing {
+// standings are of all owners with a live build; n is how many of the claimable
+// ones of each are looked for.
+func (v *view) standings(n int) map[string]*standing {
 	owners := map[string]*standing{}
 	for _, e := range v.byID {
 		s := owners[e.owner]
 		if s == nil {
-			s = &standing{}
+			s = &standing{turn: v.turns[e.owner]}
 			owners[e.owner] = s
 		}
 		switch {
 		case e.busy || e.rec.Build.State == build.Running:
 			s.running++
-		case e.claimable() && (s.oldest == nil || older(e.rec.Build, s.oldest.rec.Build) < 0):
-			s.oldest = e
+		case e.claimable():
+			s.queue(e, n)
 		}
 	}
 	return owners
+}
+
+// queue puts e into the line at its place, unless n stand before it.
+func (s *standing) queue(e *entry, n int) {
+	at := len(s.line)
+	for at > 0 && older(e.rec.Build, s.line[at-1].rec.Build) < 0 {
+		at--
+	}
+	if at < n {
+		s.line = slices.Insert(s.line, at, e)
+		s.line = s.line[:min(n, len(s.line))]
+	}
+}
+
+// raced tells how the race for a build of next ended.
+func (v *view) raced(lost bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if lost {
+		v.spread = min(2*v.spread+1, maxSpread)
+	} else {
+		v.spread = max(v.spread-1, 0)
+	}
 }

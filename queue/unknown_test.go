@@ -97,7 +97,7 @@ func TestUnknownFieldsAreKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	kept(t, "claimed", stored())
-	if err := c.write(time.Now().Add(time.Minute)); err != nil {
+	if err := c.Confirm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	kept(t, "renewed", stored())

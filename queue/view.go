@@ -3,6 +3,7 @@ package queue
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -21,15 +22,19 @@ type view struct {
 	callers  map[string]int       // builds of each that are reserved, queued or running
 	reserved map[build.ID]string  // submits on their way, and whose they are
 	turns    map[string]time.Time // when each owner's build was last handed out
+	spread   int                  // how many builds further than the next one a claim may look
+	strays   map[string]time.Time // names of claims that may have been written unknown to us, and since when
 	arrived  chan struct{}        // closed, and replaced, when a build becomes claimable
+	heard    hearing
 }
 
 type entry struct {
 	key   string
 	owner string // whose turn it takes
 	rec   record
-	seen  time.Time     // when this revision of rec was first seen, on the monotonic clock
-	gone  bool          // purged at a later revision; waits for the watch to say at which
+	seen  time.Duration // when this revision of rec was first seen, in time of view.heard
+	gone  bool          // purged; kept for a while, so that no late word of an older revision brings it back
+	left  time.Time     // since when
 	ended chan struct{} // closed when the build has ended
 	busy  bool          // a Claim of this process is writing
 	claim *Claim        // what this process holds
@@ -43,6 +48,7 @@ func newView() *view {
 		callers:  map[string]int{},
 		reserved: map[build.ID]string{},
 		turns:    map[string]time.Time{},
+		strays:   map[string]time.Time{},
 		arrived:  make(chan struct{}),
 	}
 }
@@ -66,11 +72,14 @@ func (v *view) put(key string, r record) {
 	} else {
 		v.tally(e.rec, -1)
 	}
-	wasEnded := e.rec.Build.State.Ended()
-	e.rec, e.seen = r, time.Now()
+	was := e.rec.Build.State
+	e.rec, e.seen = r, v.heard.now()
 	v.tally(r, 1)
-	if r.Build.State.Ended() && !wasEnded {
+	if r.Build.State.Ended() && !was.Ended() {
 		close(e.ended)
+	}
+	if r.Build.State == build.Running && was != build.Running {
+		v.turns[e.owner] = time.Now() // also when another process has taken it
 	}
 	if e.claim != nil {
 		e.claim.observe(r)
@@ -84,14 +93,18 @@ func (v *view) put(key string, r record) {
 func (v *view) remove(key string, rev uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if e := v.byKey[key]; e != nil && rev > e.rec.rev {
+	e := v.byKey[key]
+	if e == nil {
+		e = &entry{key: key, gone: true, left: time.Now()}
+		v.byKey[key] = e
+	}
+	if rev > e.rec.rev {
 		v.unlink(e)
-		delete(v.byKey, key)
+		e.rec = record{rev: rev}
 	}
 }
 
-// hide is remove when the revision of the purge is not known: a late word of
-// an older revision must not bring the build back.
+// hide is remove when the revision of the purge is not known.
 func (v *view) hide(key string, rev uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -100,11 +113,29 @@ func (v *view) hide(key string, rev uint64) {
 	}
 }
 
+// forget drops what was purged longer ago than anybody could speak of it.
+func (v *view) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	maps.DeleteFunc(v.byKey, func(_ string, e *entry) bool { return e.gone && time.Since(e.left) > markerTTL })
+	maps.DeleteFunc(v.strays, func(_ string, since time.Time) bool { return time.Since(since) > markerTTL })
+}
+
+// reset forgets everything.
+func (v *view) reset() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, e := range v.byKey {
+		v.unlink(e)
+	}
+	clear(v.byKey)
+}
+
 func (v *view) unlink(e *entry) {
 	if e.gone {
 		return
 	}
-	e.gone = true
+	e.gone, e.left = true, time.Now()
 	delete(v.byID, e.rec.Build.ID)
 	v.tally(e.rec, -1)
 	if !e.rec.Build.State.Ended() {
@@ -252,7 +283,31 @@ func (v *view) drop(c *Claim) {
 }
 
 // held reports whether this process itself is at work on the build.
-func (e *entry) held() bool { return e.busy || e.claim != nil }
+func (e *entry) held() bool { return e.busy || e.claim != nil && !e.claim.lapsed() }
+
+// stray remembers a claim whose writing had an unknown outcome: if it turns up,
+// nobody works on it.
+func (v *view) stray(name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.strays[name] = time.Now()
+}
+
+// straying are the builds with such a claim.
+func (v *view) straying() []live {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.strays) == 0 {
+		return nil
+	}
+	var found []live
+	for _, e := range v.byID {
+		if _, ok := v.strays[e.rec.Claim]; ok && e.rec.Build.State == build.Running {
+			found = append(found, e.live())
+		}
+	}
+	return found
+}
 
 // abandoned are the running builds that nobody in this process holds and for
 // which dead says that their worker is gone.
@@ -261,7 +316,7 @@ func (v *view) abandoned(dead func(r record, unchanged time.Duration) bool) []li
 	defer v.mu.Unlock()
 	var found []live
 	for _, e := range v.byID {
-		if e.rec.Build.State == build.Running && !e.held() && !e.rec.foreign() && dead(e.rec, time.Since(e.seen)) {
+		if e.rec.Build.State == build.Running && !e.held() && !e.rec.foreign() && dead(e.rec, v.heard.passed()-e.seen) {
 			found = append(found, e.live())
 		}
 	}
@@ -274,7 +329,7 @@ func (v *view) unretired(since time.Duration) []live {
 	defer v.mu.Unlock()
 	var found []live
 	for _, e := range v.byID {
-		if e.rec.Build.State.Ended() && !e.rec.foreign() && time.Since(e.seen) >= since {
+		if e.rec.Build.State.Ended() && !e.rec.foreign() && v.heard.passed()-e.seen >= since {
 			found = append(found, e.live())
 		}
 	}

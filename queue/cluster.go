@@ -1,0 +1,228 @@
+package queue
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A Cluster is a NATS cluster with JetStream that keeps the queue instead of
+// the embedded server.
+type Cluster struct {
+	URLs        []string    // nats://host:port or tls://host:port, without credentials in them
+	Credentials string      // path of a NATS credentials file; "" for none
+	Token       string      // "" for none
+	TLS         *tls.Config // nil: the system's roots, where the server wants TLS
+	Replicas    int         // of streams and buckets that are made; 0 means 3
+
+	// Prefix begins the names of streams and buckets; "" means "cargo-". Two
+	// queues in one NATS account need two.
+	Prefix string
+}
+
+const (
+	dialTimeout = 3 * time.Second
+
+	// A connection into the void, as after a cut cable, is given up after a
+	// few pings; by itself the kernel would wait for a quarter of an hour.
+	pingInterval = 2 * time.Second
+	pingsMissed  = 3
+)
+
+func openClusterStore(ctx context.Context, o Options, worker string, log *slog.Logger) (_ *store, err error) {
+	c := *o.Cluster
+	s := newStore(log)
+	s.cluster, s.prefix, s.replicas = &c, cmp.Or(c.Prefix, clusterPrefix), cmp.Or(c.Replicas, 3)
+	defer func() {
+		if err != nil {
+			_ = s.close()
+		}
+	}()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	if err := s.connect(strings.Join(c.URLs, ","), c.options(worker)...); err != nil {
+		return nil, unreachable(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return s, s.meetStreams(ctx, o.Retention)
+}
+
+func (c *Cluster) check() error {
+	if len(c.URLs) == 0 {
+		return errors.New("no address of a NATS server is given; say nats://host:port")
+	}
+	for _, address := range c.URLs {
+		u, err := url.Parse(address)
+		if err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls" {
+			return fmt.Errorf("%q is not the address of a NATS server; say nats://host:port or tls://host:port", redact(address))
+		}
+		if u.User != nil {
+			return fmt.Errorf("the address of %s has a user or a token in it, where others can read it; use --queue-creds or --queue-token-file", u.Host)
+		}
+	}
+	return nil
+}
+
+// redact leaves out what stands before the host.
+func redact(address string) string {
+	if _, host, ok := strings.Cut(address, "@"); ok {
+		return host
+	}
+	return address
+}
+
+func (c *Cluster) options(worker string) []nats.Option {
+	options := []nats.Option{
+		nats.Name("cargo " + worker),
+		nats.Timeout(dialTimeout),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(pingsMissed),
+	}
+	if c.Credentials != "" {
+		options = append(options, nats.UserCredentials(c.Credentials))
+	}
+	if c.Token != "" {
+		options = append(options, nats.Token(c.Token))
+	}
+	if c.TLS != nil {
+		options = append(options, nats.Secure(c.TLS))
+	}
+	return options
+}
+
+// unreachable says what to do about the failure of the first connection.
+func unreachable(err error) error {
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
+		errors.Is(err, nats.ErrPermissionViolation):
+		return fmt.Errorf("%w; give what the cluster asks for with --queue-creds or --queue-token-file", err)
+	case errors.Is(err, nats.ErrNoServers):
+		return fmt.Errorf("none of the servers answers (%w); check the addresses in --queue and that NATS runs there", err)
+	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
+		return fmt.Errorf("%w; check --queue (tls:// or nats://) and --queue-ca", err)
+	}
+	return fmt.Errorf("%w; check --queue and the flags beside it", err)
+}
+
+// meetStreams makes the streams that are not there, and takes those that are
+// as they are: check says what is wrong with them.
+func (s *store) meetStreams(ctx context.Context, retention time.Duration) error {
+	live, ended, tokens := s.configs(retention)
+	return s.bind(ctx, live, ended, tokens, func(ctx context.Context, config jetstream.StreamConfig) (stream jetstream.Stream, err error) {
+		err = patiently(ctx, func() error {
+			err := s.ask(ctx, func(ctx context.Context) error {
+				stream, err = s.meetStream(ctx, config)
+				return err
+			})
+			if off(err) {
+				return errOff
+			}
+			return err
+		})
+		if few(err) {
+			return nil, fmt.Errorf("the cluster has too few servers with JetStream to keep %d copies (%w); start more of them, or say --queue-replicas 1 and have no copy", s.replicas, err)
+		}
+		return stream, err
+	})
+}
+
+func (s *store) meetStream(ctx context.Context, config jetstream.StreamConfig) (jetstream.Stream, error) {
+	if stream, err := s.js.Stream(ctx, config.Name); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return stream, err
+	}
+	stream, err := s.js.CreateStream(ctx, config)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		return s.js.Stream(ctx, config.Name) // another process was first
+	}
+	return stream, err
+}
+
+var errOff = errors.New("JetStream is off; switch it on in the configuration of the servers and for this account")
+
+func off(err error) bool {
+	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
+}
+
+// few reports whether a stream could not be made for want of servers.
+func few(err error) bool {
+	const noPeers, notClustered = 10005, 10074
+	e, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (e.ErrorCode == noPeers || e.ErrorCode == notClustered)
+}
+
+// unsynced is said of every cluster: no client can see it.
+const unsynced = "Whether the NATS servers write to disk before they answer cannot be seen from here. Each must have sync_interval: always in its jetstream block, or a power failure may lose accepted builds."
+
+// inspect says in words what is unsafe about the streams as they were found.
+func (s *store) inspect(ctx context.Context, retention time.Duration) ([]string, error) {
+	live, ended, tokens := s.configs(retention)
+	warnings := []string{unsynced}
+	for _, c := range []struct {
+		stream jetstream.Stream
+		want   jetstream.StreamConfig
+		what   string
+	}{{s.records, live, "live builds"}, {s.ended.stream, ended, "ended builds"}, {s.tokens.stream, tokens, "sealed tokens"}} {
+		info, err := s.info(ctx, c.stream)
+		if err != nil {
+			return nil, err
+		}
+		for _, w := range compare(info.Config, c.want) {
+			warnings = append(warnings, fmt.Sprintf("The stream %s, which keeps the %s, %s.", c.want.Name, c.what, w))
+		}
+	}
+	return warnings, nil
+}
+
+// compare says what about the configuration got may lose what want would keep.
+func compare(got, want jetstream.StreamConfig) (warnings []string) {
+	warn := func(bad bool, format string, args ...any) {
+		if bad {
+			warnings = append(warnings, fmt.Sprintf(format, args...))
+		}
+	}
+	switch {
+	case got.Replicas == 1 && want.Replicas == 1:
+		warn(true, "has one copy: when its server is away, so is the queue, and when its disk is lost, so are the builds")
+	case got.Replicas < want.Replicas:
+		warn(true, "has %d copies and not %d, as --queue-replicas says", got.Replicas, want.Replicas)
+	case got.Replicas%2 == 0:
+		warn(true, "has %d copies, which survive no more than %d would", got.Replicas, got.Replicas-1)
+	}
+	warn(got.Storage != jetstream.FileStorage, "is kept in memory: a restart of the servers loses it")
+	warn(got.PersistMode == jetstream.AsyncPersistMode, "has the persist mode async: what is accepted may not be on disk when a server is killed")
+	warn(got.Retention != jetstream.LimitsPolicy, "has the retention %s and not Limits: records vanish when they are read", got.Retention)
+	warn(got.AllowDirect, "allows direct reads, which a server that lags may answer")
+	warn(got.Sealed, "is sealed: nothing can be written")
+	warn(got.MaxMsgsPerSubject != 1, "keeps %d messages of a subject and not 1: erased tokens and old records stay", got.MaxMsgsPerSubject)
+	if want.Discard == jetstream.DiscardOld && want.MaxBytes > 0 { // ended builds, which go at last
+		warn(got.MaxAge != want.MaxAge, "keeps them for %s and not for %s, as --retention says; change the stream's max-age, or the flag", age(got.MaxAge), age(want.MaxAge))
+		return warnings
+	}
+	warn(got.MaxAge > 0, "forgets records after %s, also of builds that are not done", got.MaxAge)
+	warn(got.Discard != want.Discard && (got.MaxMsgs > 0 || got.MaxBytes > 0), "discards the oldest records when it is full, also of builds that are not done")
+	if want.AllowMsgTTL {
+		warn(!got.AllowMsgTTL, "does not allow a time to live of messages, without which no build can be taken out")
+		warn(!got.AllowRollup || got.DenyPurge, "does not allow the roll-up of a subject, without which no build can be taken out")
+	} else {
+		warn(got.DenyDelete, "does not allow messages to be deleted, without which tokens stay when their builds have ended")
+	}
+	return warnings
+}
+
+func age(d time.Duration) string {
+	if d == 0 {
+		return "as long as there is room"
+	}
+	return d.String()
+}
