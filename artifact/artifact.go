@@ -17,11 +17,18 @@ var (
 	ErrWrongPlatform = errors.New("wrong platform")
 	ErrTooLarge      = errors.New("artifact too large")
 
-	// ErrNotFound is what Lookup and File return for what the store does not hold.
+	// ErrNotFound is what a store returns for what it does not hold.
 	ErrNotFound = errors.New("artifact not found")
 	// ErrCorrupt comes with ErrNotFound when the store holds something else
 	// than it recorded; the next Put of that slot mends it.
 	ErrCorrupt = errors.New("stored artifact is corrupt")
+	// ErrUnavailable is for a store that cannot do its work just now, through
+	// no fault of who asked: its disk is full or broken, its server is away.
+	// Nothing was decided, and trying again later is safe.
+	ErrUnavailable = errors.New("the artifact store does not answer")
+	// ErrSuperseded is what Put and PutLog return to an attempt of a build
+	// when a later attempt of the same build has stored already.
+	ErrSuperseded = errors.New("a later attempt of this build has stored its result")
 )
 
 // Limits that are in force where the caller gives zero.

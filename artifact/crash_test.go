@@ -54,7 +54,7 @@ func putForever(dir string) error {
 			for i := 0; ; i++ {
 				k := key(fmt.Sprintf("v%d.%d", w, i%20))
 				text := bytes.Repeat(fmt.Append(nil, i, " "), 1+rand.IntN(100_000))
-				m, err := s.Put(context.Background(), artifact.Meta{Key: k}, 0, func(w io.Writer) error {
+				m, err := s.Put(context.Background(), artifact.Meta{Key: k}, artifact.PutOptions{}, func(w io.Writer) error {
 					_, err := io.Copy(w, struct{ io.Reader }{bytes.NewReader(text)})
 					return err
 				})
@@ -85,7 +85,7 @@ func TestStoreSurvivesKill(t *testing.T) {
 				}
 				verify(t, s, dir, limit)
 				for slot := range last {
-					if _, err := s.Lookup(slot); err != nil && (limit == 0 || errors.Is(err, artifact.ErrCorrupt)) {
+					if _, err := s.Lookup(t.Context(), slot); err != nil && (limit == 0 || errors.Is(err, artifact.ErrCorrupt)) {
 						t.Errorf("acknowledged, then lost: %v", err)
 					}
 				}
@@ -133,7 +133,7 @@ func verify(t *testing.T, s *artifact.Store, dir string, limit int64) {
 	t.Helper()
 	named := map[string]bool{}
 	for _, name := range files(t, filepath.Join(dir, "meta")) {
-		m, err := s.Lookup(strings.TrimSuffix(name, ".json"))
+		m, err := s.Lookup(t.Context(), strings.TrimSuffix(name, ".json"))
 		if err != nil {
 			t.Error(err)
 			continue

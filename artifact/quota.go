@@ -84,6 +84,31 @@ func (x *index) release(sum string) {
 // before. Where another word stands than this process has written, another
 // process has been there, and the index is of no use any more.
 func (s *Store) exclusively(f func() error) error {
+	return s.locked(func(lock *os.File) error {
+		word := rand.Text()
+		found := make([]byte, len(word))
+		n, _ := lock.ReadAt(found, 0) // what cannot be read is not the word of this process
+		known := s.word != "" && string(found[:n]) == s.word
+		s.word = ""
+		if _, err := lock.WriteAt([]byte(word), 0); err != nil {
+			return err
+		}
+		if !known {
+			if err := s.scan(); err != nil {
+				return err
+			}
+		}
+		err := f()
+		s.bytes.Store(s.index.size)
+		if err == nil {
+			s.word = word
+		}
+		return err
+	})
+}
+
+// locked runs f while nobody else, in this process or another, runs one.
+func (s *Store) locked(f func(lock *os.File) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	lock, err := os.OpenFile(s.lock, os.O_RDWR|os.O_CREATE, 0o600)
@@ -94,29 +119,16 @@ func (s *Store) exclusively(f func() error) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return &fs.PathError{Op: "flock", Path: s.lock, Err: err}
 	}
-	word := rand.Text()
-	found := make([]byte, len(word))
-	n, _ := lock.ReadAt(found, 0) // what cannot be read is not the word of this process
-	known := s.word != "" && string(found[:n]) == s.word
-	s.word = ""
-	if _, err := lock.WriteAt([]byte(word), 0); err != nil {
-		return err
-	}
-	if !known {
-		if err := s.scan(); err != nil {
-			return err
-		}
-	}
-	err = f()
-	s.bytes.Store(s.index.size)
-	if err == nil {
-		s.word = word
-	}
-	return err
+	return f(lock)
 }
 
-// scan makes the index. Files that are not the store's are not looked at.
+// scan makes the index, and removes what a Put could not take away again
+// because the disk was read-only by then. Files that are not the store's are
+// not looked at.
 func (s *Store) scan() error {
+	if err := errors.Join(sweep(s.blobs), sweep(s.meta)); err != nil {
+		return err
+	}
 	x := index{slots: map[string]holding{}, blobs: map[string]content{}}
 	err := plainFiles(s.blobs, func(name string, info fs.FileInfo) error {
 		if isDigest(name) {
@@ -136,8 +148,8 @@ func (s *Store) scan() error {
 		}
 		// A record that makes no sense names no blob. One that cannot be read
 		// just now may name one, which must not be taken for unused.
-		r, err := readRecord(s.record(slot))
-		if err != nil && !errors.Is(err, ErrCorrupt) {
+		r, err := s.read(slot)
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 		h := holding{slot: slot, size: onDisk(info.Size()), used: info.ModTime()}
@@ -196,7 +208,7 @@ func (s *Store) trim(keep string) error {
 	for len(queue) > 0 && s.excessive() {
 		h := queue[0]
 		queue = queue[1:]
-		// The time of use is the record's: File sets it there, in any process.
+		// The time of use is the record's: Open sets it there, in any process.
 		info, err := os.Lstat(s.record(h.slot))
 		if err == nil && !info.ModTime().Equal(h.used) {
 			h.used = info.ModTime()

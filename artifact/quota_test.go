@@ -30,7 +30,7 @@ func limited(t *testing.T, dir string, artifacts int) *artifact.Store {
 
 func put(t *testing.T, s *artifact.Store, version string) artifact.Meta {
 	t.Helper()
-	m, err := s.Put(t.Context(), artifact.Meta{Key: key(version)}, 0, content(big(version)))
+	m, err := s.Put(t.Context(), artifact.Meta{Key: key(version)}, artifact.PutOptions{}, content(big(version)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func age(t *testing.T, dir string, hours map[string]int) {
 func held(t *testing.T, s *artifact.Store, versions ...string) (all []string) {
 	t.Helper()
 	for _, v := range versions {
-		m, err := s.Lookup(key(v).Slot())
+		m, err := s.Lookup(t.Context(), key(v).Slot())
 		switch {
 		case errors.Is(err, artifact.ErrCorrupt), err != nil && !errors.Is(err, artifact.ErrNotFound):
 			t.Error(err)
@@ -78,7 +78,7 @@ func TestStoreEvictsTheLeastRecentlyUsed(t *testing.T) {
 			return s
 		}, []string{"v1", "v3", "v4"}},
 		{"put after a download", func(t *testing.T, s *artifact.Store, _ string) *artifact.Store {
-			m, err := s.Lookup(key("v2").Slot())
+			m, err := s.Lookup(t.Context(), key("v2").Slot())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,14 +142,14 @@ func TestStoreBuildsWhatWasEvictedAgain(t *testing.T) {
 	dir := t.TempDir()
 	s := limited(t, dir, 1)
 	old := put(t, s, "v1")
-	f, err := s.File(old)
+	f, err := s.Open(t.Context(), old)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	put(t, s, "v2")
-	if _, err := s.File(old); !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
-		t.Errorf("File = %v, want ErrNotFound alone", err)
+	if _, err := s.Open(t.Context(), old); !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
+		t.Errorf("Open = %v, want ErrNotFound alone", err)
 	}
 	if b, err := io.ReadAll(f); string(b) != big("v1") || err != nil {
 		t.Errorf("the download that was going on has %d bytes, %v", len(b), err)
@@ -164,7 +164,7 @@ func TestStoreKeepsContentThatAnotherSlotNames(t *testing.T) {
 	dir := t.TempDir()
 	s := limited(t, dir, 2)
 	for _, version := range []string{"v1", "v2"} {
-		if _, err := s.Put(t.Context(), artifact.Meta{Key: key(version)}, 0, content(big("v2"))); err != nil {
+		if _, err := s.Put(t.Context(), artifact.Meta{Key: key(version)}, artifact.PutOptions{}, content(big("v2"))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -175,7 +175,7 @@ func TestStoreKeepsContentThatAnotherSlotNames(t *testing.T) {
 		t.Errorf("held: %v", got)
 	}
 	put(t, s, "v2")
-	if _, err := s.Lookup(key("v1").Slot()); !errors.Is(err, artifact.ErrNotFound) {
+	if _, err := s.Lookup(t.Context(), key("v1").Slot()); !errors.Is(err, artifact.ErrNotFound) {
 		t.Errorf("Lookup of the oldest = %v", err)
 	}
 	verify(t, s, dir, 2*107_000)
@@ -246,7 +246,7 @@ func TestStoreEvictsDamagedRecords(t *testing.T) {
 	for i := range 2 {
 		put(t, s, fmt.Sprint("v", 3+i))
 	}
-	if _, err := s.Lookup(key("v1").Slot()); !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
+	if _, err := s.Lookup(t.Context(), key("v1").Slot()); !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
 		t.Errorf("Lookup = %v, want ErrNotFound alone", err)
 	}
 	verify(t, s, dir, 2*107_000)

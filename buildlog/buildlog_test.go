@@ -36,7 +36,7 @@ func open(t testing.TB, o buildlog.Options) (*buildlog.Store, string) {
 
 func create(t testing.TB, s *buildlog.Store, id build.ID, limit int64) *buildlog.Writer {
 	t.Helper()
-	w, err := s.Create(id, limit)
+	w, err := s.Create(t.Context(), build.Build{ID: id}, limit)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func TestErrors(t *testing.T) {
 			t.Errorf("Remove(%q) = %v", id, err)
 		}
 	}
-	if _, err := s.Create("../x", 0); !errors.Is(err, buildlog.ErrNotFound) {
+	if _, err := s.Create(t.Context(), build.Build{ID: "../x"}, 0); !errors.Is(err, buildlog.ErrNotFound) {
 		t.Errorf("Create of no id = %v", err)
 	}
 	if err := s.Follow(t.Context(), "../x", 0, nil, nil); !errors.Is(err, buildlog.ErrNotFound) {
@@ -286,7 +286,7 @@ func TestErrors(t *testing.T) {
 		t.Errorf("Follow from inside nothing = %v", err)
 	}
 	w := create(t, s, id, 0)
-	if _, err := s.Create(id, 0); !errors.Is(err, buildlog.ErrInUse) {
+	if _, err := s.Create(t.Context(), build.Build{ID: id}, 0); !errors.Is(err, buildlog.ErrInUse) {
 		t.Errorf("second Create = %v", err)
 	}
 	w.Log(slog.LevelInfo, "one")
@@ -422,7 +422,7 @@ func TestLinesAreVisibleInTime(t *testing.T) {
 	s, _ := open(t, buildlog.Options{})
 	synctest.Test(t, func(t *testing.T) {
 		id := build.NewID()
-		w, err := s.Create(id, 0)
+		w, err := s.Create(t.Context(), build.Build{ID: id}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,7 @@ func TestEndlessLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := build.NewID()
-	w, err := s.Create(id, 10_000)
+	w, err := s.Create(t.Context(), build.Build{ID: id}, 10_000)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package buildlog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -45,13 +46,27 @@ type Writer struct {
 	wake chan struct{} // held is no longer empty
 	stop chan struct{}
 	wg   sync.WaitGroup
+
+	shipper *shipper // nil unless the log is shared
 }
 
 // Create opens the log of a build to append to it, and makes it if there is
 // none. A last line that a crash left torn is cut off. limit is in bytes, of
 // the whole file and what was cut out of its lines; output beyond it is dropped, lines of Log are not; 0 means
 // DefaultLimit. ErrInUse if the log has a Writer.
-func (s *Store) Create(id build.ID, limit int64) (*Writer, error) {
+func (s *Store) Create(_ context.Context, b build.Build, limit int64) (*Writer, error) {
+	return s.newWriter(b.ID, limit, func() error { return nil })
+}
+
+// Keep does nothing: the file is where the log stays.
+func (s *Store) Keep(context.Context, build.Build) error { return nil }
+
+// Drop does nothing: there is no other copy.
+func (s *Store) Drop(context.Context, build.Build) error { return nil }
+
+// newWriter calls prepare when nobody else can become the writer any more and
+// the file is not open yet.
+func (s *Store) newWriter(id build.ID, limit int64, prepare func() error) (*Writer, error) {
 	if limit <= 0 {
 		limit = DefaultLimit
 	}
@@ -66,7 +81,10 @@ func (s *Store) Create(id build.ID, limit int64) (*Writer, error) {
 	w.tail, w.leave = s.join(id)
 	err := s.enter(w)
 	if err == nil {
-		if w.file, w.size, err = s.create(id); err != nil {
+		if err = prepare(); err == nil {
+			w.file, w.size, err = s.create(id)
+		}
+		if err != nil {
 			s.quit(w)
 		}
 	}
@@ -254,6 +272,7 @@ func (w *Writer) write() {
 }
 
 // Close writes and syncs what is left. It returns the first error of the disk.
+// A log that is shared is also shipped, as far as that takes some seconds at most.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	if w.closed {
@@ -263,6 +282,18 @@ func (w *Writer) Close() error {
 	w.closed = true
 	w.mu.Unlock()
 
+	err := w.end()
+	if w.shipper != nil {
+		w.shipper.finish()
+	}
+	if err != nil {
+		return fmt.Errorf("write the log of build %s: %w", w.id, err)
+	}
+	return nil
+}
+
+// end writes and syncs what is left, and closes the file.
+func (w *Writer) end() error {
 	close(w.stop)
 	w.wg.Wait()
 	w.write()
@@ -275,8 +306,5 @@ func (w *Writer) Close() error {
 	}
 	err := errors.Join(w.err, w.file.Close())
 	w.err = os.ErrClosed // for a follower that still asks for a write
-	if err != nil {
-		return fmt.Errorf("write the log of build %s: %w", w.id, err)
-	}
-	return nil
+	return err
 }

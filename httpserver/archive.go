@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/monochromegane/cargo/artifact"
@@ -42,7 +41,7 @@ func (s *server) locate(c call, maxAge time.Duration) (t build.Target, m *artifa
 	if err != nil {
 		return t, nil, ref, err
 	}
-	meta, found, err := s.stored(build.Key{Target: t, Commit: ref.Commit})
+	meta, found, err := s.stored(c.Context(), build.Key{Target: t, Commit: ref.Commit})
 	if err != nil || !found {
 		return t, nil, ref, err
 	}
@@ -58,16 +57,31 @@ func (s *server) getArchive(w *response, c call) error {
 	if m == nil {
 		return s.notBuilt(c, t, ref.Commit)
 	}
-	f, err := s.Artifacts.File(*m)
+	setCaching(w, ref.Public)
+	if s.SignedURL != nil {
+		return s.redirectArchive(w, c, *m, ref.Public)
+	}
+	f, err := s.Artifacts.Open(c.Context(), *m)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	setCaching(w, ref.Public)
-	return sendArchive(w, c, *m, f)
+	if err := describeArchive(w, *m); err != nil {
+		return err
+	}
+	ranged := &rangeResponse{response: w}
+	http.ServeContent(ranged, c.Request, "", modified(*m), f)
+	if ranged.refused {
+		return errBadRange
+	}
+	if w.err != nil {
+		return fmt.Errorf("send artifact of %s: %w", m.Key.Repository, w.err)
+	}
+	return nil
 }
 
-func sendArchive(w *response, c call, m artifact.Meta, f *os.File) error {
+// describeArchive sets the headers of an archive.
+func describeArchive(w *response, m artifact.Meta) error {
 	sum, err := hex.DecodeString(m.Artifact.SHA256)
 	if err != nil {
 		return fmt.Errorf("artifact of %s: its recorded SHA-256: %w", m.Key.Repository, err)
@@ -77,20 +91,16 @@ func sendArchive(w *response, c call, m artifact.Meta, f *os.File) error {
 	h.Set("Content-Disposition", `attachment; filename="`+m.Artifact.Name+`"`)
 	h.Set("ETag", `"`+m.Artifact.SHA256+`"`)
 	h.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
-
-	modified := m.CommitTime
-	if modified.After(time.Now()) { // an author's clock is anybody's; RFC 9110 forbids the future here
-		modified = time.Time{}
-	}
-	ranged := &rangeResponse{response: w}
-	http.ServeContent(ranged, c.Request, "", modified, f)
-	if ranged.refused {
-		return errBadRange
-	}
-	if w.err != nil {
-		return fmt.Errorf("send artifact of %s: %w", m.Key.Repository, w.err)
-	}
 	return nil
+}
+
+// modified is the time of the commit, zero if that is in the future: an
+// author's clock is anybody's, and RFC 9110 forbids the future here.
+func modified(m artifact.Meta) time.Time {
+	if m.CommitTime.After(time.Now()) {
+		return time.Time{}
+	}
+	return m.CommitTime
 }
 
 // A rangeResponse keeps back the plain text with which [http.ServeContent]

@@ -354,7 +354,7 @@ func (anySource) Resolve(context.Context, build.Repository, string, gitsrc.Token
 
 type noArtifacts struct{ httpserver.Artifacts }
 
-func (noArtifacts) Lookup(string) (artifact.Meta, error) {
+func (noArtifacts) Lookup(context.Context, string) (artifact.Meta, error) {
 	return artifact.Meta{}, artifact.ErrNotFound
 }
 

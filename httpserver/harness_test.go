@@ -217,7 +217,7 @@ func (a *api) finish(t *testing.T, claim *queue.Claim, content []byte) build.Bui
 	b.State, b.Reason = build.Failed, build.ReasonExit
 	b.FinishedAt = time.Now().UTC()
 	if content != nil {
-		m, err := a.artifacts.Put(t.Context(), artifact.Meta{Key: b.Key, Public: b.Public, CommitTime: a.commitTime, BuildID: b.ID}, 0,
+		m, err := a.artifacts.Put(t.Context(), artifact.Meta{Key: b.Key, Public: b.Public, CommitTime: a.commitTime, BuildID: b.ID}, artifact.PutOptions{},
 			func(w io.Writer) error { _, err := w.Write(content); return err })
 		if err != nil {
 			t.Fatal(err)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/monochromegane/cargo/artifact"
@@ -72,8 +71,9 @@ type Source interface {
 // Artifacts holds what builds made. Both methods return artifact.ErrNotFound
 // for what is not there.
 type Artifacts interface {
-	Lookup(slot string) (artifact.Meta, error)
-	File(m artifact.Meta) (*os.File, error)
+	Lookup(ctx context.Context, slot string) (artifact.Meta, error)
+	// Open returns an *os.File where there is one: the kernel then sends it.
+	Open(ctx context.Context, m artifact.Meta) (io.ReadSeekCloser, error)
 }
 
 // Logs holds the log of each build, as JSON lines.
@@ -93,15 +93,22 @@ type Metrics interface {
 	ArtifactServed(bytes int64)
 }
 
-// Options are what the API serves. All are required but Access, Metrics,
-// MetricsHandler and Log.
+// Options are what the API serves. All are required but SignedURL, NoImage,
+// Access, Metrics, MetricsHandler and Log.
 type Options struct {
 	Builds    Builds
 	Source    Source
 	Artifacts Artifacts
 	Logs      Logs
 
-	Image func() string                      // digest of the builder image; "" while it is being prepared
+	// SignedURL makes a URL of the artifact store from which anybody may take
+	// an archive until ttl is over; downloads then go there. nil: they come
+	// from here.
+	SignedURL func(ctx context.Context, m artifact.Meta, ttl time.Duration) (string, error)
+
+	Image   func() string // digest of the builder image; "" while it is not known
+	NoImage string        // why that is, for callers; "" means that it is being prepared
+
 	Ready func(ctx context.Context) []string // names what is not ready; none: everything is
 	Weak  func() []string                    // names what works worse than it should; nil for nothing
 

@@ -34,7 +34,7 @@ func (a *api) start(t *testing.T) running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, err := a.logs.Create(id, 1<<20)
+	log, err := a.logs.Create(t.Context(), claim.Build(), 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/monochromegane/cargo/artifact"
@@ -18,7 +20,8 @@ import (
 var (
 	errNotBuilt     = errors.New("not built")
 	errAlreadyBuilt = errors.New("built already")
-	errNotReady     = errors.New("the builder image is being prepared; GET /readyz says when it is there")
+	errNotReady     = errors.New("nothing can be built yet")
+	errUncertain    = errors.New("the outcome of a submit is not known")
 	errBadRange     = errors.New("the archive has no such range; Content-Range says how long it is")
 	errListing      = errors.New("the server is busy asking git hosts for others; try again soon")
 	errWaiting      = errors.New("not ready")
@@ -43,6 +46,9 @@ var statuses = []struct {
 	{err: errNoToken, code: http.StatusUnauthorized, asks: tokenHeader + ` realm="cargo"`},
 	{err: errWrongToken, code: http.StatusUnauthorized, asks: tokenHeader + ` realm="cargo"`},
 	{err: errTooMany, code: http.StatusTooManyRequests},
+	// Before the git host, which may be out of reach for that.
+	{err: syscall.EMFILE, code: http.StatusServiceUnavailable, text: tooManyFiles, retry: 5 * time.Second},
+	{err: syscall.ENFILE, code: http.StatusServiceUnavailable, text: tooManyFiles, retry: 5 * time.Second},
 	{err: gitsrc.ErrNotFound, code: http.StatusNotFound, text: "no such repository or version, or no permission to read it; a private one needs an Authorization header with a token that can read it"},
 	{err: gitsrc.ErrUnavailable, code: http.StatusServiceUnavailable, text: "the git host does not answer; try again soon", retry: 30 * time.Second},
 	{err: buildlog.ErrOffset, code: http.StatusBadRequest},
@@ -50,7 +56,8 @@ var statuses = []struct {
 	{err: queue.ErrEnded, code: http.StatusConflict, text: "the build has ended already"},
 	{err: queue.ErrFull, code: http.StatusServiceUnavailable, text: "the build queue is full; try again soon", retry: 10 * time.Second},
 	{err: queue.ErrCallerFull, code: http.StatusTooManyRequests, retry: 10 * time.Second},
-	{err: queue.ErrBroken, code: http.StatusServiceUnavailable, text: "the server cannot write to its disk; try again later", retry: time.Minute},
+	{err: queue.ErrBroken, code: http.StatusServiceUnavailable, text: badDisk, retry: time.Minute},
+	{err: queue.ErrUnavailable, code: http.StatusServiceUnavailable, text: "the build queue does not answer; what it has accepted is safe, and asking again is; try again soon", retry: 5 * time.Second},
 	{err: queue.ErrClosed, code: http.StatusServiceUnavailable, text: "the server is stopping; try again soon", retry: 5 * time.Second},
 	{err: errNotReady, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
 	{err: errListing, code: http.StatusServiceUnavailable, retry: 5 * time.Second},
@@ -58,7 +65,21 @@ var statuses = []struct {
 	{err: errNotBuilt, code: http.StatusNotFound},
 	{err: artifact.ErrNotFound, code: http.StatusNotFound, text: "not built; POST the path of the target to build it"},
 	{err: errAlreadyBuilt, code: http.StatusConflict},
+	{err: artifact.ErrUnavailable, code: http.StatusServiceUnavailable, text: "the artifact store does not answer; try again soon", retry: 10 * time.Second},
+	{err: buildlog.ErrUnavailable, code: http.StatusServiceUnavailable, text: "the logs of builds cannot be reached; try again soon", retry: 5 * time.Second},
+	{err: syscall.ENOSPC, code: http.StatusServiceUnavailable, text: badDisk, retry: time.Minute},
+	{err: syscall.EDQUOT, code: http.StatusServiceUnavailable, text: badDisk, retry: time.Minute},
+	{err: syscall.EROFS, code: http.StatusServiceUnavailable, text: badDisk, retry: time.Minute},
+	{err: errUncertain, code: http.StatusServiceUnavailable, text: "it is not known whether the build was accepted; ask again, which is safe: what was accepted is not built twice", retry: 5 * time.Second},
 }
+
+const (
+	tooManyFiles = "the server has too many files open; try again soon"
+	badDisk      = "the server cannot write to its disk; try again later"
+)
+
+// archiveHeaders are those of an archive that no other answer to its path has.
+var archiveHeaders = []string{"Content-Disposition", "ETag", "Last-Modified", "Repr-Digest"}
 
 // A problem is the body of every error: RFC 9457, with members of our own
 // where a program could act on them.
@@ -113,7 +134,7 @@ func problemOf(err error) problem {
 func writeProblem(w *response, err error) {
 	p := problemOf(err)
 	h := w.Header()
-	for _, name := range []string{"Content-Disposition", "ETag", "Last-Modified", "Repr-Digest", "Trailer"} {
+	for _, name := range slices.Concat(archiveHeaders, []string{"Trailer"}) {
 		h.Del(name)
 	}
 	h.Set("Cache-Control", "no-store")

@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func (s *server) submit(w *response, c call) error {
 	}
 	image := s.Image()
 	if image == "" {
-		return errNotReady
+		return fmt.Errorf("%w: %s; GET /readyz says when there is one", errNotReady, cmp.Or(s.NoImage, "the builder image is being prepared"))
 	}
 	b := build.Build{
 		ID:      build.NewID(),
@@ -46,7 +47,7 @@ func (s *server) submit(w *response, c call) error {
 		Public:  ref.Public,
 	}
 	if !rebuild {
-		m, found, err := s.stored(b.Key)
+		m, found, err := s.stored(c.Context(), b.Key)
 		if err != nil {
 			return err
 		}
@@ -65,9 +66,18 @@ func (s *server) submit(w *response, c call) error {
 	}
 	b, err = s.Builds.Submit(c.Context(), queue.Submission{Build: b, Sealed: sealed, Caller: s.gate.account(c.caller)})
 	if err != nil {
-		return err
+		return outcome(err)
 	}
 	return accepted(w, b.ID)
+}
+
+// outcome is an error of Submit as the caller sees it. What nobody foresaw
+// leaves open whether the build is there.
+func outcome(err error) error {
+	if problemOf(err).Status == http.StatusInternalServerError {
+		return fmt.Errorf("%w (%w)", errUncertain, err)
+	}
+	return err
 }
 
 const (
@@ -126,8 +136,8 @@ func (c call) withRecipe(q map[string][]string) (build.Target, error) {
 }
 
 // stored looks up the artifact of a key, whichever image built it.
-func (s *server) stored(k build.Key) (m artifact.Meta, found bool, err error) {
-	m, err = s.Artifacts.Lookup(k.Slot())
+func (s *server) stored(ctx context.Context, k build.Key) (m artifact.Meta, found bool, err error) {
+	m, err = s.Artifacts.Lookup(ctx, k.Slot())
 	if errors.Is(err, artifact.ErrNotFound) {
 		if errors.Is(err, artifact.ErrCorrupt) {
 			s.Log.Error("stored artifact cannot be served", "repo", k.Repository.String(), "ref", k.Version, "err", err)
@@ -151,7 +161,7 @@ func (s *server) notBuilt(c call, t build.Target, commit string) error {
 	if t.Recipe == build.RecipeGo {
 		other.Recipe, with = build.RecipeAuto, "no recipe parameter"
 	}
-	if _, found, err := s.stored(build.Key{Target: other, Commit: commit}); err == nil && found {
+	if _, found, err := s.stored(c.Context(), build.Key{Target: other, Commit: commit}); err == nil && found {
 		return &hintError{
 			error: fmt.Errorf("%w like this: %s was built with %s; GET %s, or POST this path to build it as you asked", errNotBuilt, now, with, targetURL(other)),
 			hint:  hint{Download: targetURL(other)},

@@ -25,6 +25,7 @@ type job struct {
 	*Worker
 	build build.Build
 	claim *queue.Claim
+	began time.Time // on the monotonic clock
 	log   *buildlog.Writer
 
 	disk    *disk.Disk // the workspace
@@ -46,9 +47,16 @@ const maxTries = 3
 // tryPause is the pause before the second try; it doubles with each.
 const tryPause = time.Second
 
-// work takes a claimed build to its end and says so to the queue.
-func (w *Worker) work(builds context.Context, claim *queue.Claim) {
-	j := &job{Worker: w, build: claim.Build(), claim: claim}
+// layTimeout bounds the making of a disk, which takes milliseconds: one that
+// hangs is no reason to call the build too slow.
+const layTimeout = time.Minute
+
+// work takes a claimed build to its end and says so to the queue. serving ends
+// when the server begins to stop, builds when the grace is over.
+func (w *Worker) work(serving, builds context.Context, claim *queue.Claim) {
+	w.Running.Add(1)
+	defer w.Running.Add(-1)
+	j := &job{Worker: w, build: claim.Build(), claim: claim, began: time.Now()}
 	j.build.Image = w.Image.Digest // a build may be queued for longer than its image is in use
 	log := w.Log.With("build", j.build.ID, "repo", j.build.Repository.String(), "ref", j.build.Version, "platform", j.build.Platform())
 	log.Info("build started")
@@ -59,27 +67,29 @@ func (w *Worker) work(builds context.Context, claim *queue.Claim) {
 
 	err := j.try(ctx, cancel)
 	v := j.judge(err)
-	level := slog.LevelInfo
-	if v.ours {
-		level = slog.LevelError
+	log.Log(ctx, v.loudness(), "build stopped", "state", v.state, "reason", v.reason, "err", err)
+	switch {
+	case v.setback: // before the build can be claimed again, by another slot of this worker
+		w.gate.setback()
+	case v.state.Ended() && !v.ours:
+		w.gate.recover()
 	}
-	log.Log(ctx, level, "build stopped", "state", v.state, "reason", v.reason, "err", err)
-	if err := j.end(ctx, v); err != nil {
-		log.Error("cannot record what became of a build", "err", err)
+	if err := j.end(serving, v); err != nil {
+		log.Log(ctx, blame(err), "cannot record what became of a build", "err", err)
 	}
 	j.clear()
 }
 
-// try runs the phases, again where the fault was ours, within the time and
-// the log that a build may use.
+// try runs the phases, again where the fault was ours, within the log that a
+// build may use. Each try has the build's whole time.
 func (j *job) try(ctx context.Context, cancel context.CancelCauseFunc) (err error) {
 	// What earlier attempts wrote, which ended with their server, takes no room from this one.
-	if j.log, err = j.Logs.Create(j.build.ID, j.LogLimit*int64(j.build.Attempt)); err != nil {
+	if j.log, err = j.Logs.Create(ctx, j.build, j.LogLimit*int64(j.build.Attempt)); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	ctx, stop := context.WithTimeoutCause(ctx, j.Timeout, errTimeout)
+	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() {
 		select {
@@ -105,33 +115,48 @@ func (j *job) try(ctx context.Context, cancel context.CancelCauseFunc) (err erro
 	}
 }
 
-// run goes through the phases once, on a disk of its own.
+// run goes through the phases once, on a disk of its own. What counts as the
+// build's time ends when what it made is collected.
 func (j *job) run(ctx context.Context, try int) error {
 	j.clear() // what an earlier try left
-	if err := j.lay(ctx); err != nil {
+	j.build.Phases, j.symptoms = nil, symptoms{}
+	if err := within(ctx, layTimeout, errSlowDisk, j.lay); err != nil {
 		return fmt.Errorf("lay out the workspace: %w", err)
 	}
-	j.build.Phases, j.symptoms = nil, symptoms{}
-	for _, p := range []struct {
-		name build.PhaseName
-		do   func(context.Context) error
-	}{
-		{build.PhaseFetch, j.fetch},
-		{build.PhasePlan, j.choose},
-		{build.PhaseMount, j.mount},
-		{build.PhaseBuild, func(ctx context.Context) error { return j.execute(ctx, try) }},
-	} {
-		if err := j.phase(ctx, p.name, p.do); err != nil {
-			return err
-		}
-	}
 	var sealing sync.WaitGroup
-	sealing.Go(func() { j.seal(ctx) })
 	defer sealing.Wait()
-	if err := j.phase(ctx, build.PhaseCollect, j.collect); err != nil {
+	err := within(ctx, j.Timeout, errTimeout, func(charged context.Context) error {
+		for _, p := range []struct {
+			name build.PhaseName
+			do   func(context.Context) error
+		}{
+			{build.PhaseFetch, j.fetch},
+			{build.PhasePlan, j.choose},
+			{build.PhaseMount, j.mount},
+			{build.PhaseBuild, func(ctx context.Context) error { return j.execute(ctx, try) }},
+		} {
+			if err := j.phase(charged, p.name, p.do); err != nil {
+				return err
+			}
+		}
+		sealing.Go(func() { j.seal(ctx) })
+		return j.phase(charged, build.PhaseCollect, j.collect)
+	})
+	if err != nil {
 		return err
 	}
 	return j.phase(ctx, build.PhaseStore, j.store)
+}
+
+// within gives do some time. If that was too little, the error is late.
+func within(ctx context.Context, d time.Duration, late error, do func(context.Context) error) error {
+	timed, stop := context.WithTimeoutCause(ctx, d, late)
+	defer stop()
+	err := do(timed)
+	if err != nil && timed.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w (%v)", late, err)
+	}
+	return err
 }
 
 // phase times one part of the build.
@@ -187,7 +212,7 @@ func (j *job) execute(ctx context.Context, try int) error {
 	}()
 	for n, s := range j.plan.Steps {
 		j.say("running", build.PhaseBuild, slog.String("recipe", j.plan.Name), slog.String("command", strings.Join(s.Args, " ")))
-		if err := j.step(ctx, fmt.Sprintf("%s-%d-%d", j.build.ID, try, n), s, door); err != nil {
+		if err := j.step(ctx, fmt.Sprintf("%s-%d-%d-%d", j.build.ID, j.build.Attempt, try, n), s, door); err != nil {
 			return &stepError{step: s, err: err}
 		}
 	}
@@ -272,57 +297,5 @@ func (j *job) limited(limit error) {
 		j.warn("The kernel refused the build a process at its limit of processes; --pids raises that.", build.PhaseBuild, slog.Int64("processes", limits.Pids))
 	case errors.Is(limit, errDiskFull):
 		j.warn("The disk of the build was full for a while; --disk raises that.", build.PhaseBuild, slog.Int64("bytes", j.DiskLimit))
-	}
-}
-
-// end writes the last line of the log and records what became of the build.
-func (j *job) end(ctx context.Context, v verdict) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
-	if j.log != nil {
-		j.hint(v)
-		j.log.Log(v.level(), v.message, slog.String("state", string(v.state)), slog.String("reason", string(v.reason)))
-		if err := j.log.Close(); err != nil {
-			j.Log.Error("cannot keep a build's log", "build", j.build.ID, "err", err)
-		}
-	}
-	if !v.state.Ended() {
-		if err := settle(ctx, j.claim.Requeue); !errors.Is(err, queue.ErrLeaseLost) { // then it is queued already
-			return err
-		}
-		return nil
-	}
-	b := j.build
-	b.State, b.Reason, b.Message, b.ExitCode = v.state, v.reason, v.message, v.exit
-	b.FinishedAt, b.Executor = time.Now().UTC(), j.Name
-	if err := settle(ctx, func(ctx context.Context) error { return j.claim.Finish(ctx, b) }); err != nil {
-		return err
-	}
-	j.Metrics.BuildEnded(j.Name, b.Result(), b.StartedAt.Sub(b.AcceptedAt), b.FinishedAt.Sub(b.StartedAt))
-	return nil
-}
-
-// hint says why a Makefile that wants something from a network has failed.
-func (j *job) hint(v verdict) {
-	if v.reason == build.ReasonExit && j.plan.RunsCode && j.symptoms.network.Load() {
-		j.warn("A build reaches no network: with --network "+j.Network+" there are "+reach[j.Network]+". See docs/builds.md#network.", build.PhaseBuild)
-	}
-}
-
-// reach is what a build may have, by Options.Network.
-var reach = map[string]string{
-	"modules": "the Go modules that this server's module proxy has, and nothing else",
-	"none":    "the Go modules that this server keeps already, and nothing else",
-}
-
-// settle gives up a claim, again until that is done or the claim is gone: a
-// claim that is kept is renewed for ever.
-func settle(ctx context.Context, giveUp func(context.Context) error) error {
-	for {
-		err := giveUp(ctx)
-		if err == nil || ctx.Err() != nil || errors.Is(err, queue.ErrLeaseLost) || errors.Is(err, queue.ErrClosed) || errors.Is(err, queue.ErrBroken) {
-			return err
-		}
-		sleep(ctx, claimPause)
 	}
 }

@@ -176,6 +176,8 @@ func (j *job) seal(ctx context.Context) {
 	if j.mounted.upper == "" {
 		return
 	}
+	ctx, stop := context.WithTimeout(ctx, storeTimeout)
+	defer stop()
 	sealed, err := j.Cache.Append(ctx, j.work().Appends(), j.mounted.upper)
 	switch {
 	case err == nil && sealed.Files == 0:

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
@@ -89,21 +90,26 @@ func (j *job) open(dir string) (*os.Root, error) {
 	return j.root.OpenRoot(inside(dir))
 }
 
+// storeTimeout is how long a build waits with what it made for a store that
+// does not answer. It is on our account: the build could be made again, but
+// that takes longer than most troubles of a store.
+const storeTimeout = 10 * time.Minute
+
+// maxStorePause is the longest pause between two tries to store.
+const maxStorePause = 30 * time.Second
+
 // store packs what was collected and keeps it under the build's key, unless
-// ctx has ended: nothing of a build whose claim is lost is kept.
+// ctx has ended or the claim is lost: nothing is kept then.
 func (j *job) store(ctx context.Context) error {
 	root, err := j.open(j.made.dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	meta, err := j.Artifacts.Put(ctx, artifact.Meta{
-		Key:        j.build.Key,
-		Public:     j.build.Public,
-		CommitTime: j.tree.Time,
-		BuildID:    j.build.ID,
-	}, j.ArtifactLimit, func(w io.Writer) error {
-		return artifact.Pack(ctx, w, root, j.made.files, j.tree.Time)
+	var meta artifact.Meta
+	err = within(ctx, storeTimeout, errSlowStore, func(ctx context.Context) (err error) {
+		meta, err = j.put(ctx, root)
+		return err
 	})
 	if err != nil {
 		return err
@@ -112,4 +118,33 @@ func (j *job) store(ctx context.Context) error {
 	j.Metrics.ArtifactStored(meta.Artifact.Size)
 	j.say("stored", build.PhaseStore, slog.String("file", meta.Artifact.Name), slog.Int64("bytes", meta.Artifact.Size), slog.String("sha256", meta.Artifact.SHA256))
 	return nil
+}
+
+// put tries until ctx ends to store what lies in root.
+func (j *job) put(ctx context.Context, root *os.Root) (artifact.Meta, error) {
+	m := artifact.Meta{
+		Key:        j.build.Key,
+		Public:     j.build.Public,
+		CommitTime: j.tree.Time,
+		BuildID:    j.build.ID,
+		RefName:    j.build.RefName,
+		AcceptedAt: j.build.AcceptedAt,
+		StartedAt:  j.build.StartedAt,
+		Executor:   j.Name,
+		Attempt:    j.build.Attempt,
+	}
+	o := artifact.PutOptions{Limit: j.ArtifactLimit, Confirm: j.claim.Confirm}
+	failing := pause{most: maxStorePause}
+	for {
+		stored, err := j.Artifacts.Put(ctx, m, o, func(w io.Writer) error {
+			return artifact.Pack(ctx, w, root, j.made.files, j.tree.Time)
+		})
+		what := j.ailment(err)
+		if what == "" || ctx.Err() != nil {
+			return stored, err
+		}
+		j.Log.Warn("an artifact is not stored yet", "build", j.build.ID, "err", err)
+		j.warn(what+" What your build made is stored as soon as that is over.", build.PhaseStore)
+		failing.take(ctx)
+	}
 }

@@ -270,7 +270,7 @@ func (r *rig) receive(c <-chan struct{}) {
 // stored returns the store's Meta of a build's target, if there is one.
 func (r *rig) stored(b build.Build) (artifact.Meta, bool) {
 	r.Helper()
-	m, err := r.artifacts.Lookup(b.Slot())
+	m, err := r.artifacts.Lookup(r.Context(), b.Slot())
 	if err != nil && !errors.Is(err, artifact.ErrNotFound) {
 		r.Fatal(err)
 	}
@@ -316,6 +316,7 @@ func (l buildLog) last() map[string]any { return l[len(l)-1] }
 type recorder struct {
 	mu     sync.Mutex
 	ended  []string
+	took   []time.Duration
 	phases []string
 	stored []int64
 }
@@ -327,6 +328,7 @@ func (m *recorder) BuildEnded(executor, result string, queued, took time.Duratio
 		result += " at an impossible time"
 	}
 	m.ended = append(m.ended, executor+" "+result)
+	m.took = append(m.took, took)
 }
 
 func (m *recorder) PhaseEnded(phase string, took time.Duration) {

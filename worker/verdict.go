@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"syscall"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/buildlog"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/gitsrc"
 	"github.com/monochromegane/cargo/queue"
@@ -22,6 +24,39 @@ var (
 	errLogTooLarge = errors.New("the build's log is full")
 	errDiskFull    = errors.New("the build's disk is full")
 )
+
+// What takes us too long is an ailment of ours.
+var (
+	errSlowDisk  = errors.New("a disk for the build cannot be made in time")
+	errSlowStore = errors.New("the artifact cannot be stored in time")
+)
+
+// ailments are the troubles of this machine and of the services around it that
+// a build has nothing to do with, and that somebody will put right: the build
+// is handed back. What is said of each is for the user.
+var ailments = []struct {
+	err  error
+	what string
+}{
+	{errSlowDisk, "The server's disk is too slow."},
+	{errSlowStore, "The artifact store does not answer."},
+	{artifact.ErrUnavailable, "The artifact store does not answer."},
+	{buildlog.ErrUnavailable, "The logs of builds cannot be written."},
+	{buildlog.ErrInUse, "An earlier attempt of your build has not stopped yet."},
+	{queue.ErrUnavailable, "The build queue does not answer."},
+	{queue.ErrBroken, "The build queue cannot be written."},
+	{executor.ErrUnavailable, "The container runtime does not answer."},
+	{syscall.EMFILE, "The server has too many files open."},
+	{syscall.ENFILE, "The server has too many files open."},
+	{syscall.ENOSPC, "The server has no room left on its disk."},
+	{syscall.EDQUOT, "The server has no room left on its disk."},
+	{syscall.EROFS, "The server's disk cannot be written."},
+	{syscall.EIO, "The server's disk is broken."},
+}
+
+// maxAttempts is how often a build is begun before an ailment that stays ends
+// it. The pauses of a worker make at least a quarter of an hour of it.
+const maxAttempts = 20
 
 // A stepError says which command of the recipe err belongs to.
 type stepError struct {
@@ -40,6 +75,18 @@ type verdict struct {
 	message string // one sentence for people
 	exit    *int
 	ours    bool // an operator must look
+	setback bool // this worker should claim nothing for a while
+}
+
+// loudness is how loud the operator's log says it.
+func (v verdict) loudness() slog.Level {
+	switch {
+	case v.ours:
+		return slog.LevelError
+	case v.setback:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
 }
 
 func (v verdict) level() slog.Level {
@@ -63,7 +110,7 @@ func (j *job) judge(err error) verdict {
 		return verdict{state: build.Succeeded, message: "Your build succeeded."}
 	case errors.Is(err, errShutdown), errors.Is(err, queue.ErrClosed):
 		return verdict{state: build.Queued, message: "The server is shutting down. Your build will start again."}
-	case errors.Is(err, queue.ErrLeaseLost):
+	case errors.Is(err, queue.ErrLeaseLost), errors.Is(err, artifact.ErrSuperseded):
 		return verdict{state: build.Queued, message: "The server lost its hold on your build, which will start again."}
 	case errors.Is(err, queue.ErrCanceled):
 		return verdict{state: build.Canceled, message: "Your build was canceled."}
@@ -78,9 +125,15 @@ func (j *job) judge(err error) verdict {
 	if errors.Is(err, executor.ErrMount) {
 		return failed(build.ReasonExit, "The build put something else in the place of a directory that its next command needs.")
 	}
-	noRoom := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-	if errors.Is(err, errDiskFull) || noRoom && (j.diskFull() || j.onDisk(err)) {
+	if errors.Is(err, errDiskFull) || j.noRoom(err) {
 		return j.usedUpDisk()
+	}
+	if what := j.ailment(err); what != "" && j.build.Attempt < maxAttempts {
+		return verdict{state: build.Queued, setback: true, message: what + " Your build will start again."}
+	} else if what != "" {
+		v := failed(build.ReasonInternal, "%s That was so in the last of %d attempts; ask for the build again later.", what, j.build.Attempt)
+		v.ours = true
+		return v
 	}
 	if v, ok := judgeSource(err); ok {
 		return v
@@ -98,9 +151,6 @@ func (j *job) judge(err error) verdict {
 		}
 	}
 	v := failed(build.ReasonInternal, "%s The server's log says what.", excuse(err))
-	if noRoom {
-		v.message = "The server has no room left on its disk; try again later."
-	}
 	v.ours = true
 	return v
 }
@@ -141,6 +191,28 @@ func (j *job) judgeStep(err error) (verdict, bool) {
 
 func (j *job) usedUpDisk() verdict {
 	return failed(build.ReasonDiskFull, "The build used up its disk of %d bytes, or the number or size of the files that it may have there; --disk raises that.", j.DiskLimit)
+}
+
+// ailment says what ails us if err has to do with that, else "".
+func (j *job) ailment(err error) string {
+	for _, a := range ailments {
+		if errors.Is(err, a.err) && !j.noRoom(err) {
+			return a.what
+		}
+	}
+	return ""
+}
+
+// noRoom reports whether err is about the disk of the build being full, and
+// not another one.
+func (j *job) noRoom(err error) bool {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return false
+	}
+	if e, ok := errors.AsType[*fs.PathError](err); ok && filepath.IsAbs(e.Path) {
+		return j.onDisk(err)
+	}
+	return j.diskFull()
 }
 
 // onDisk reports whether err is about a file of the workspace.

@@ -6,8 +6,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/monochromegane/cargo/artifact"
@@ -33,15 +35,32 @@ type Source interface {
 	Fetch(ctx context.Context, repo build.Repository, ref gitsrc.Ref, tok gitsrc.Token, dir string) (*gitsrc.Tree, error)
 }
 
-// Metrics are told what happened.
+// Artifacts keep what builds made. An [artifact.Store] does.
+type Artifacts interface {
+	// Put stores what write writes, once o.Confirm has agreed.
+	// artifact.ErrSuperseded if a later attempt of the build was there first.
+	Put(ctx context.Context, m artifact.Meta, o artifact.PutOptions, write func(io.Writer) error) (artifact.Meta, error)
+}
+
+// Logs are written while builds run. A [buildlog.Store] is one.
+type Logs interface {
+	Create(ctx context.Context, b build.Build, limit int64) (*buildlog.Writer, error)
+	// Keep moves the log of b, which is complete, to where it stays.
+	Keep(ctx context.Context, b build.Build) error
+	// Drop removes what Keep has left behind, once the record says that b ended.
+	Drop(ctx context.Context, b build.Build) error
+}
+
+// Metrics are told what happened. No duration is negative.
 type Metrics interface {
 	BuildEnded(executor, result string, queued, took time.Duration)
 	PhaseEnded(phase string, took time.Duration)
 	ArtifactStored(bytes int64)
 }
 
-// Options are what a Worker works with. All fields are required but the
-// limits, whose zero means the default of the room that enforces them.
+// Options are what a Worker works with. All fields are required but Draining,
+// Running and the limits, whose zero means the default of the room that
+// enforces them.
 type Options struct {
 	Queue     Claimer
 	Source    Source
@@ -51,8 +70,8 @@ type Options struct {
 	Cache     *cache.Cache
 	Library   Library
 	Disks     *disk.Disks
-	Artifacts *artifact.Store
-	Logs      *buildlog.Store
+	Artifacts Artifacts
+	Logs      Logs
 	Metrics   Metrics
 	Log       *slog.Logger
 
@@ -63,7 +82,12 @@ type Options struct {
 	ModuleEnv []string         // environment that the go command needs to trust what comes through the door
 
 	Concurrency int           // builds at once
-	Timeout     time.Duration // of one build, from its claim to its stored artifact
+	Timeout     time.Duration // of one try, until what it made is collected; storing that is our time
+
+	// Draining says whether the worker shall claim nothing more, and when that
+	// has changed: the channel is then closed. nil: it never shall.
+	Draining func() (on bool, changed <-chan struct{})
+	Running  *atomic.Int64 // counts the builds that are under way; nil: nobody asks
 
 	Limits        executor.Limits
 	DiskLimit     int64 // bytes of each of Disks, for what is said of it
@@ -74,12 +98,19 @@ type Options struct {
 // A Worker works on the builds of a queue.
 type Worker struct {
 	Options
+	gate *gate
 }
 
 // New returns a Worker; Run makes it work.
 func New(o Options) *Worker {
 	o.LogLimit = cmp.Or(o.LogLimit, buildlog.DefaultLimit)
-	return &Worker{o}
+	if o.Draining == nil {
+		o.Draining = func() (bool, <-chan struct{}) { return false, nil }
+	}
+	if o.Running == nil {
+		o.Running = new(atomic.Int64)
+	}
+	return &Worker{Options: o, gate: newGate()}
 }
 
 // errShutdown ends the builds that are still under way when the grace is over.
@@ -100,50 +131,46 @@ func (w *Worker) Run(ctx context.Context, grace time.Duration) {
 	})()
 
 	var wg sync.WaitGroup
+	wg.Go(func() { w.keepGate(ctx) })
 	for range w.Concurrency {
 		wg.Go(func() { w.loop(ctx, builds) })
 	}
 	wg.Wait()
 }
 
-// claimPause is the pause after a queue that failed, so that one that stays
-// broken does not fill the log.
-const claimPause = time.Second
+// maxClaimPause is the longest pause after a queue that failed, which keeps one
+// that stays broken from filling the log.
+const maxClaimPause = 15 * time.Second
 
 func (w *Worker) loop(ctx, builds context.Context) {
-	for {
-		claim, err := w.Queue.Claim(ctx)
-		if ctx.Err() != nil {
-			if err == nil {
-				w.giveBack(claim)
-			}
-			return
+	failing := pause{most: maxClaimPause}
+	for ctx.Err() == nil {
+		open := w.gate.pass(ctx)
+		claim, err := w.Queue.Claim(open)
+		switch {
+		case err == nil && open.Err() != nil: // the gate shut while it was claimed
+			w.giveBack(ctx, claim)
+		case err == nil:
+			failing.last = 0
+			w.work(ctx, builds, claim)
+		case open.Err() == nil:
+			w.Log.Log(ctx, blame(err), "cannot claim a build", "err", err)
+			failing.take(ctx)
 		}
-		if err != nil {
-			w.Log.Error("cannot claim a build", "err", err)
-			sleep(ctx, claimPause)
-			continue
-		}
-		w.work(builds, claim)
 	}
 }
 
-func (w *Worker) giveBack(claim *queue.Claim) {
-	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
-	defer cancel()
-	if err := settle(ctx, claim.Requeue); err != nil {
+func (w *Worker) giveBack(ctx context.Context, claim *queue.Claim) {
+	if err := settle(ctx, claim.Requeue); err != nil && !errors.Is(err, queue.ErrLeaseLost) {
 		w.Log.Error("cannot hand a build back", "build", claim.Build().ID, "err", err)
 	}
 }
 
-// endTimeout bounds what must still be written after a build's context ended.
-const endTimeout = 30 * time.Second
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
+// blame is how loud an error of the queue is said: one that does not answer is
+// news of another program.
+func blame(err error) slog.Level {
+	if errors.Is(err, queue.ErrUnavailable) {
+		return slog.LevelWarn
 	}
+	return slog.LevelError
 }

@@ -90,7 +90,10 @@ func checkStored(r *rig, b build.Build, files map[string]string) {
 	if m.Artifact != *b.Artifact || m.Key != b.Key || m.Public != b.Public || m.BuildID != b.ID || !m.CommitTime.Equal(gitsrctest.Epoch) || m.CreatedAt.IsZero() {
 		r.Errorf("stored %+v for %+v", m, b)
 	}
-	f, err := r.artifacts.File(m)
+	if m.RefName != b.RefName || !m.AcceptedAt.Equal(b.AcceptedAt) || !m.StartedAt.Equal(b.StartedAt) || m.Executor != b.Executor || m.Attempt != b.Attempt {
+		r.Errorf("the record cannot be made again from %+v; it is %+v", m, b)
+	}
+	f, err := r.artifacts.Open(r.Context(), m)
 	r.must(err)
 	defer f.Close()
 	z, err := gzip.NewReader(f)
@@ -118,7 +121,7 @@ func checkStep(r *rig, b build.Build) {
 		r.Fatalf("%d steps", len(steps))
 	}
 	s := steps[0]
-	if s.ID != string(b.ID)+"-1-0" || s.Image != "builder" || s.Dir != treeDir || s.Limits != (executor.Limits{CPUs: 1.5, Pids: 7}) || s.Door == nil {
+	if s.ID != string(b.ID)+"-1-1-0" || s.Image != "builder" || s.Dir != treeDir || s.Limits != (executor.Limits{CPUs: 1.5, Pids: 7}) || s.Door == nil {
 		r.Errorf("step %+v", s)
 	}
 	at := filepath.Join(r.workspace, string(b.ID)+"-1")
