@@ -25,7 +25,7 @@ func (s *Store) Metas(ctx context.Context) iter.Seq2[Meta, error] {
 		}
 		for _, e := range entries {
 			slot, ok := strings.CutSuffix(e.Name(), metaSuffix)
-			if !ok || !isDigest(slot) {
+			if !ok || !IsDigest(slot) {
 				continue
 			}
 			if err := context.Cause(ctx); err != nil {
@@ -61,7 +61,7 @@ func (s *Store) Unused(ctx context.Context) iter.Seq2[build.Artifact, error] {
 				named[m.Artifact.SHA256] = true
 			}
 			return plainFiles(s.blobs, func(name string, info fs.FileInfo) error {
-				if isDigest(name) && !named[name] {
+				if IsDigest(name) && !named[name] {
 					found = append(found, build.Artifact{Size: info.Size(), SHA256: name})
 				}
 				return nil

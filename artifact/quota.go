@@ -131,7 +131,7 @@ func (s *Store) scan() error {
 	}
 	x := index{slots: map[string]holding{}, blobs: map[string]content{}}
 	err := plainFiles(s.blobs, func(name string, info fs.FileInfo) error {
-		if isDigest(name) {
+		if IsDigest(name) {
 			b := content{size: onDisk(info.Size())}
 			x.blobs[name] = b
 			x.size += b.size
@@ -143,7 +143,7 @@ func (s *Store) scan() error {
 	}
 	err = plainFiles(s.meta, func(name string, info fs.FileInfo) error {
 		slot, ok := strings.CutSuffix(name, metaSuffix)
-		if !ok || !isDigest(slot) {
+		if !ok || !IsDigest(slot) {
 			return nil
 		}
 		// A record that makes no sense names no blob. One that cannot be read
@@ -153,7 +153,7 @@ func (s *Store) scan() error {
 			return err
 		}
 		h := holding{slot: slot, size: onDisk(info.Size()), used: info.ModTime()}
-		if isDigest(r.Artifact.SHA256) {
+		if IsDigest(r.Artifact.SHA256) {
 			h.sum = r.Artifact.SHA256
 		}
 		x.note(h, x.blobs[h.sum].size)

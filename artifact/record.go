@@ -74,7 +74,7 @@ func parseRecord(slot string, text []byte) (record, error) {
 
 // of returns what the record says of slot, if it is one of that slot.
 func (r record) of(slot string) (Meta, error) {
-	if r.Version != recordVersion || r.Key.Slot() != slot || !isDigest(r.Artifact.SHA256) {
+	if r.Version != recordVersion || r.Key.Slot() != slot || !IsDigest(r.Artifact.SHA256) {
 		return Meta{}, corrupt("slot %s holds a record that is not its own", slot)
 	}
 	return r.Meta, nil
@@ -84,9 +84,9 @@ func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: %w: %s", ErrNotFound, ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-// isDigest reports whether s is 64 lower-case hex digits, which also makes it
+// IsDigest reports whether s is 64 lower-case hex digits, which also makes it
 // a safe file name.
-func isDigest(s string) bool {
+func IsDigest(s string) bool {
 	if len(s) != hex.EncodedLen(sha256.Size) {
 		return false
 	}

@@ -101,7 +101,7 @@ func readBounded(name string) ([]byte, error) {
 // ErrNotFound if that is nothing, and ErrCorrupt as well if what is there
 // cannot be served. It does not read the archive: only its size is checked.
 func (s *Store) Lookup(ctx context.Context, slot string) (Meta, error) {
-	if !isDigest(slot) {
+	if !IsDigest(slot) {
 		return Meta{}, fmt.Errorf("%w: %q is not a slot", ErrNotFound, slot)
 	}
 	const attempts = 3 // the slot may be replaced between the record and the blob
@@ -166,7 +166,7 @@ func (s *Store) touch(slot string) {
 
 func (s *Store) open(m Meta) (*os.File, error) {
 	sum := m.Artifact.SHA256
-	if !isDigest(sum) {
+	if !IsDigest(sum) {
 		return nil, fmt.Errorf("%w: %q is not a SHA-256", ErrNotFound, sum)
 	}
 	name := filepath.Join(s.blobs, sum)
