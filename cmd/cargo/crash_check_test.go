@@ -137,10 +137,11 @@ func (l *loop) download(ctx context.Context, o order, b build.Build) {
 	}
 	sum := sha256.Sum256(a.body)
 	digest := hex.EncodeToString(sum[:])
-	if tag := a.Header.Get("ETag"); tag != `"`+digest+`"` {
+	direct := a.Request.URL.RawQuery == "" // not from where we were sent
+	if tag := a.Header.Get("ETag"); tag != `"`+digest+`"` && direct {
 		l.problem("the archive of build %s has the SHA-256 %s and the ETag %s", b.ID, digest, tag)
 	}
-	if said, want := a.Header.Get("Repr-Digest"), "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":"; said != want {
+	if said, want := a.Header.Get("Repr-Digest"), "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":"; said != want && direct {
 		l.problem("the archive of build %s has the Repr-Digest %s, want %s", b.ID, said, want)
 	}
 	if b.State == build.Succeeded && (b.Artifact == nil || b.Artifact.SHA256 != digest || b.Artifact.Size != int64(len(a.body))) {

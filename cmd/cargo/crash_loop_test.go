@@ -32,6 +32,8 @@ type loop struct {
 	number atomic.Int64 // of the newest order
 	wrong  atomic.Int64 // how often something was
 
+	exclusive atomic.Bool // no build may run twice at once
+
 	clients sync.WaitGroup
 	over    chan struct{} // closed: no new orders
 	mu      sync.Mutex
@@ -98,6 +100,7 @@ func TestCrashEmbedded(t *testing.T) {
 	s := newServer(t, "containerd", data, l.host, "--concurrency", "6", "--address-rate", "0", "--log-level", "warn")
 	url.Store(s.url)
 
+	l.exclusive.Store(true)
 	stop := l.watchOverlaps(owners{ownerKey(data): true})
 	l.order()
 	var left remains

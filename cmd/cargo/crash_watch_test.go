@@ -74,7 +74,7 @@ func (l *loop) watchOverlaps(of owners) (stop func()) {
 	const every = 20 * time.Millisecond
 	ctx, cancel := context.WithCancel(l.t.Context())
 	done := make(chan struct{})
-	looks, seen := 0, 0
+	looks, seen, told := 0, 0, map[build.ID]bool{}
 	go func() {
 		defer close(done)
 		for ; ctx.Err() == nil; pause(ctx, every) {
@@ -86,7 +86,8 @@ func (l *loop) watchOverlaps(of owners) (stop func()) {
 					seen++
 				}
 				// Who was seen first is alive after the last was seen: they were at once.
-				if len(all) > 1 && all[0].alive() {
+				if len(all) > 1 && all[0].alive() && l.exclusive.Load() && !told[id] {
+					told[id] = true
 					l.problem("build %s runs in %d containers at once: %v", id, len(all), all)
 				}
 			}
