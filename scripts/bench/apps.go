@@ -36,6 +36,9 @@ const (
 	peco   = "peco"
 	second = "second" // made up, with the dependencies of gum
 	chatty = "chatty" // made up, prints logBytes
+	ticker = "ticker" // made up, prints lines that say when
+	bulky  = "bulky"  // made up, makes a file of bulkyBytes
+	crowd  = "crowd"  // made up, with many tags; see crowd.go
 )
 
 // catalog is every app. What is not made up is the zip of its module, unchanged.
@@ -46,7 +49,13 @@ var catalog = map[string]app{
 	peco:   {path: "peco/peco", version: "v0.5.11", main: "./cmd/peco", file: "cmd/peco/peco.go"},
 	second: {path: "bench/second", version: "v1.0.0", main: ".", file: "main.go"},
 	chatty: {path: "bench/chatty", version: "v1.0.0"},
+	ticker: {path: "bench/ticker", version: "v1.0.0"},
+	bulky:  {path: "bench/bulky", version: "v1.0.0"},
+	crowd:  {path: "bench/crowd", version: crowdVersion(0)},
 }
+
+// compiled says whether an app is built by the go command, so that it needs a library and modules.
+func compiled(name string) bool { return catalog[name].main != "" }
 
 // An appHost serves apps as git repositories on loopback.
 type appHost struct {
@@ -58,7 +67,7 @@ type appHost struct {
 }
 
 // order is that in which apps are made and built.
-var order = []string{hey, peco, fzf, gum, second, chatty}
+var order = []string{hey, peco, fzf, gum, second, chatty, ticker, bulky, crowd}
 
 // newAppHost makes the repositories of the apps that are keys of needed below dir, and serves them until close.
 func newAppHost(ctx context.Context, dir string, needed map[string][]string) (*appHost, error) {
@@ -73,12 +82,19 @@ func newAppHost(ctx context.Context, dir string, needed map[string][]string) (*a
 		}
 		h.names = append(h.names, name)
 	}
+	handler := gitsrctest.Handler(filepath.Join(dir, "bare"), nil)
+	if len(needed[crowd]) > 0 {
+		var err error
+		if handler, err = newCrowd(ctx, handler); err != nil {
+			return nil, err
+		}
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	h.url = "http://" + ln.Addr().String()
-	h.server = &http.Server{Handler: gitsrctest.Handler(filepath.Join(dir, "bare"), nil), ReadHeaderTimeout: 10 * time.Second}
+	h.server = &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(h.ended)
 		_ = h.server.Serve(ln) // ends with close
@@ -110,6 +126,12 @@ func (h *appHost) publish(ctx context.Context, name string) error {
 		err = secondFiles(ctx, w)
 	case chatty:
 		err = chattyFiles(w)
+	case ticker:
+		err = tickerFiles(w)
+	case bulky:
+		err = makefile(w, fmt.Sprintf("app:\n\t@head -c %d /dev/urandom > app\n", bulkyBytes))
+	case crowd:
+		err = crowdTags(ctx, w)
 	default:
 		_, err = w.Unpack(ctx, remote+"/"+a.path+"@"+a.version)
 	}
@@ -199,10 +221,12 @@ const logBytes = 100 << 20
 
 // chattyFiles are a Makefile that prints logBytes in lines of 1000 bytes.
 func chattyFiles(w modrepo.Work) error {
-	return writeFiles(w.Dir, map[string]string{
-		"Makefile": fmt.Sprintf("app:\n\t@yes %s | head -c %d\n\t@cp go.mod app\n", strings.Repeat("0123456789", 100)[:999], logBytes),
-		"go.mod":   "module " + remote + "/" + catalog[chatty].path + "\n",
-	})
+	line := strings.Repeat("0123456789", 100)[:999]
+	return makefile(w, fmt.Sprintf("app:\n\t@yes %s | head -c %d\n\t@cp Makefile app\n", line, logBytes))
+}
+
+func makefile(w modrepo.Work, rules string) error {
+	return writeFiles(w.Dir, map[string]string{"Makefile": rules})
 }
 
 func writeFiles(dir string, files map[string]string) error {

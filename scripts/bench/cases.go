@@ -25,13 +25,13 @@ var cases = []benchCase{
 	{"second-target", "windows after linux", preparedOn, []string{hey, fzf}, (*lab).secondTarget},
 	{"at-once", "4 different first builds at once, two at a time", linux, []string{hey, peco, fzf, gum}, (*lab).atOnce},
 	{"memory", "what a build adds to the server", linux, []string{fzf, chatty}, (*lab).memory},
+	{"queue", "10,000 builds submitted, and a server that starts with them", linux, []string{crowd}, (*lab).queued},
+	{"log-line", "from the container to who follows the log, at 10,000 lines a second", linux, []string{ticker}, (*lab).lines},
+	{"download", "8 connections, against nginx", linux, []string{bulky}, (*lab).download},
 	{"old-way", "hey in a Docker container with empty caches", linux, []string{hey}, (*lab).oldWay},
 }
 
-// A rule is what a figure must be: at most factor times its base, and plus.
-type rule struct{ factor, plus float64 }
-
-var firstBuild = &rule{1.3, 0.7}
+var firstBuild = &rule{factor: 1.3, plus: 0.7}
 
 // firstAndNext measures the first build of an app, and that of its next commit.
 func firstAndNext(name string, slack time.Duration) func(*lab, context.Context) error {
@@ -57,7 +57,7 @@ func firstAndNext(name string, slack time.Duration) func(*lab, context.Context) 
 		}
 		l.firsts[name] = first.got.median()
 		l.report.seconds(name+", first build", "bare", first, firstBuild)
-		l.report.seconds(name+", next commit", "bare", next, &rule{1, slack.Seconds()})
+		l.report.seconds(name+", next commit", "bare", next, &rule{factor: 1, plus: slack.Seconds()})
 
 		cold := pair{base: first.base}
 		err := l.serve(ctx, l.prepared, nil, func(s *server) error {
@@ -163,8 +163,8 @@ func (l *lab) atOnce(ctx context.Context) error {
 			return err
 		}
 	}
-	l.report.seconds("4 first builds at once", "one after another", total, &rule{1, 0})
-	l.report.seconds("slowest of them, accepted to finished", "alone", worstWait, &rule{3, 0})
+	l.report.seconds("4 first builds at once", "one after another", total, &rule{factor: 1})
+	l.report.seconds("slowest of them, accepted to finished", "alone", worstWait, &rule{factor: 3})
 	l.report.seconds("slowest of them, started to finished", "alone", worstRun, nil)
 	return nil
 }

@@ -5,11 +5,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -26,6 +28,7 @@ func main() {
 	flag.StringVar(&o.cargo, "cargo", "bin/cargo", "measure the program `FILE`")
 	flag.StringVar(&o.image, "image", "bin/builder.tar", "build in `IMAGE`, as cargo serve takes it")
 	flag.StringVar(&o.executor, "executor", "containerd", "run builds on `ENGINE`")
+	flag.StringVar(&o.tools, "tools", "bin", "find nats-server, versitygw and nginx below `DIR`, else on the PATH")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "work below `DIR`, which must not be memory")
 	flag.IntVar(&o.rounds, "rounds", 1, "measure times `N` times and take the median")
 	run := flag.String("run", "", "only the cases whose names match `REGEXP`")
@@ -50,15 +53,16 @@ func main() {
 
 // options are what the command line says.
 type options struct {
-	cargo, image, executor, dir string
-	rounds                      int
-	serve                       []string // more flags of cargo serve
+	cargo, image, executor, tools, dir string
+	rounds                             int
+	serve                              []string // more flags of cargo serve
 }
 
 // A lab is where it is measured: the apps, a warm library of each side, and the report.
 type lab struct {
 	options
 	scratch string
+	client  *http.Client
 	apps    *appHost
 	bare    *bare
 	report  report
@@ -94,12 +98,12 @@ func bench(ctx context.Context, o options, run string) (err error) {
 	if err := os.Chmod(scratch, 0o755); err != nil { // builds have a user id of their own
 		return err
 	}
-	l := &lab{options: o, scratch: scratch, firsts: map[string]time.Duration{}}
+	l := &lab{options: o, scratch: scratch, firsts: map[string]time.Duration{}, client: newClient()}
 	err = l.measure(ctx, pattern)
 	if ctx.Err() != nil {
 		err = errors.New("interrupted")
 	}
-	if err == nil || len(l.report.builds) > 0 {
+	if err == nil || len(l.report.builds)+len(l.report.figures) > 0 {
 		err = errors.Join(err, l.report.write(os.Stdout))
 	}
 	return err
@@ -120,13 +124,20 @@ func (l *lab) measure(ctx context.Context, pattern *regexp.Regexp) error {
 		return errors.New("no case has such a name")
 	}
 	l.report.machine = machine(ctx, l.options)
+	var help bytes.Buffer
+	if err := command(ctx, "", nil, &help, l.cargo, "serve", "--help"); err != nil {
+		return err
+	}
+	l.canPrepare = strings.Contains(help.String(), "--prepare")
 	var err error
 	if l.apps, err = newAppHost(ctx, filepath.Join(l.scratch, "apps"), l.needed); err != nil {
 		return err
 	}
 	defer l.apps.close()
-	if err := l.seed(ctx); err != nil {
-		return err
+	if slices.ContainsFunc(l.apps.names, compiled) {
+		if err := l.seed(ctx); err != nil {
+			return err
+		}
 	}
 	for _, c := range chosen {
 		progress("case %s: %s", c.name, c.about)
@@ -134,11 +145,17 @@ func (l *lab) measure(ctx context.Context, pattern *regexp.Regexp) error {
 			if ctx.Err() != nil {
 				return err
 			}
-			l.report.note("%s was not measured: %v", c.name, err)
+			l.report.note("%s was not measured to its end: %v", c.name, err)
 			progress("%s: %v", c.name, err)
 		}
 	}
 	return nil
+}
+
+// newClient is a client that keeps its connections, for as many callers as any
+// case has.
+func newClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients, DisableCompression: true, ReadBufferSize: 64 << 10}}
 }
 
 func progress(format string, args ...any) {

@@ -27,7 +27,7 @@ func (l *lab) memory(ctx context.Context) error {
 				return err
 			}
 		}
-		l.report.megabytes(c.label, "idle", whole, &rule{1, c.plus})
+		l.report.megabytes(c.label, "idle", whole, &rule{factor: 1, plus: c.plus})
 		l.report.megabytes(c.label+", without its files", "idle", anonymous, nil)
 	}
 	return nil
@@ -78,12 +78,12 @@ type usage map[string][]float64
 func (u usage) middle(name string) float64 { return samples(u[name]).middle() }
 func (u usage) peak(name string) float64   { return slices.Max(u[name]) }
 
-// watch samples the memory of the server while f runs.
-func (s *server) watch(f func() error) (usage, error) {
+// watch samples the memory of the process while f runs.
+func (p *process) watch(f func() error) (usage, error) {
 	u, stop, stopped := usage{}, make(chan struct{}), make(chan error)
 	go func() {
 		for {
-			if err := u.sample(s.cmd.Process.Pid); err != nil {
+			if err := u.sample(p.pid()); err != nil {
 				stopped <- err
 				return
 			}

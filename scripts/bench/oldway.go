@@ -44,7 +44,7 @@ func (l *lab) oldWay(ctx context.Context) error {
 		}
 	}
 	p.got.add(l.firsts[hey])
-	l.report.seconds("hey, first build", "the old way", p, &rule{1.0 / 6, 0})
+	l.report.seconds("hey, first build", "the old way", p, &rule{factor: 1.0 / 6})
 	return nil
 }
 

@@ -31,9 +31,19 @@ func (s samples) median() time.Duration { return time.Duration(s.middle() * floa
 // A pair is a measurement and what it is compared with.
 type pair struct{ base, got samples }
 
+// A rule is what a figure must be: at most factor times its base, and plus. A
+// factor of 0 makes the bound the same on every machine.
+type rule struct {
+	factor, plus float64
+	least        bool // at least, instead of at most
+}
+
+func atMost(bound float64) *rule  { return &rule{plus: bound} }
+func atLeast(bound float64) *rule { return &rule{plus: bound, least: true} }
+
 // A figure is a row of the table of ratios.
 type figure struct {
-	name, against string
+	name, against string // against is "" if there is no base
 	base, got     float64
 	unit          string
 	rule          *rule // nil if it is only for information
@@ -41,22 +51,37 @@ type figure struct {
 
 func (f figure) bound() float64 { return f.rule.factor*f.base + f.rule.plus }
 
-func (f figure) ratio() float64 { return f.got / f.base }
-
 // within says whether the figure is what it must be.
-func (f figure) within() bool { return f.rule == nil || f.got <= f.bound() }
+func (f figure) within() bool {
+	switch {
+	case f.rule == nil:
+		return true
+	case f.rule.least:
+		return f.got >= f.bound()
+	default:
+		return f.got <= f.bound()
+	}
+}
 
 // must is the rule in words.
 func (f figure) must() string {
-	switch {
-	case f.rule == nil:
+	if f.rule == nil {
 		return "-"
+	}
+	sign := "<="
+	if f.rule.least {
+		sign = ">="
+	}
+	words := fmt.Sprintf("%s %.2f", sign, f.bound())
+	switch {
+	case f.rule.factor == 0:
+		return words
 	case f.rule.factor == 1.0/6:
-		return fmt.Sprintf("<= %.2f (1/6)", f.bound())
+		return words + " (1/6)"
 	case f.rule.plus == 0:
-		return fmt.Sprintf("<= %.2f (%gx)", f.bound(), f.rule.factor)
+		return words + fmt.Sprintf(" (%gx)", f.rule.factor)
 	default:
-		return fmt.Sprintf("<= %.2f (%gx + %g)", f.bound(), f.rule.factor, f.rule.plus)
+		return words + fmt.Sprintf(" (%gx + %g)", f.rule.factor, f.rule.plus)
 	}
 }
 
@@ -95,11 +120,22 @@ func (r *report) build(label string, rec record) {
 }
 
 func (r *report) seconds(name, against string, p pair, must *rule) {
-	r.figures = append(r.figures, figure{name, against, p.base.middle(), p.got.middle(), "s", must})
+	r.row(name, against, "s", p, must)
 }
 
 func (r *report) megabytes(name, against string, p pair, must *rule) {
-	r.figures = append(r.figures, figure{name, against, p.base.middle(), p.got.middle(), "MB", must})
+	r.row(name, against, "MB", p, must)
+}
+
+// absolute is a row of a figure that is compared with nothing.
+func (r *report) absolute(name, unit string, got samples, must *rule) {
+	r.row(name, "", unit, pair{got: got}, must)
+}
+
+func (r *report) row(name, against, unit string, p pair, must *rule) {
+	f := figure{name, against, p.base.middle(), p.got.middle(), unit, must}
+	progress("%s: %.2f %s, must be %s %s", name, f.got, unit, f.must(), f.verdict())
+	r.figures = append(r.figures, f)
 }
 
 // write prints where the time went, then the ratios.
@@ -108,11 +144,13 @@ func (r *report) write(w io.Writer) error {
 	for _, n := range r.notes {
 		fmt.Fprintln(w, n)
 	}
-	fmt.Fprintf(w, "\nWhere the time of Cargo's builds went, in seconds:\n\n")
-	if err := r.writeBuilds(w); err != nil {
-		return err
+	if len(r.builds) > 0 {
+		fmt.Fprintf(w, "\nWhere the time of Cargo's builds went, in seconds:\n\n")
+		if err := r.writeBuilds(w); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintf(w, "\nRatios:\n\n")
+	fmt.Fprintf(w, "\nFigures:\n\n")
 	return r.writeFigures(w)
 }
 
@@ -149,7 +187,11 @@ func (r *report) writeFigures(w io.Writer) error {
 	fmt.Fprintf(tw, "case\tagainst\tbase\tCargo\tmust be\tratio\t\n")
 	bound, within := 0, 0
 	for _, f := range r.figures {
-		fmt.Fprintf(tw, "%s\t%s\t%.2f %s\t%.2f %s\t%s\t%.2f\t%s\n", f.name, f.against, f.base, f.unit, f.got, f.unit, f.must(), f.ratio(), f.verdict())
+		against, base, ratio := "-", "-", "-"
+		if f.against != "" {
+			against, base, ratio = f.against, fmt.Sprintf("%.2f %s", f.base, f.unit), fmt.Sprintf("%.2f", f.got/f.base)
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%.2f %s\t%s\t%s\t%s\n", f.name, against, base, f.got, f.unit, f.must(), ratio, f.verdict())
 		if f.rule != nil {
 			bound++
 			if f.within() {

@@ -12,15 +12,25 @@ func TestFigures(t *testing.T) {
 		rule      *rule
 		want      string // the last words of the row
 	}{
-		{samples{4}, samples{5.8}, &rule{1.3, 0.7}, "<= 5.90 (1.3x + 0.7) 1.45 pass"},
-		{samples{4}, samples{6}, &rule{1.3, 0.7}, "<= 5.90 (1.3x + 0.7) 1.50 FAIL"},
-		{samples{30}, samples{5}, &rule{1.0 / 6, 0}, "<= 5.00 (1/6) 0.17 pass"},
-		{samples{10}, samples{31}, &rule{3, 0}, "<= 30.00 (3x) 3.10 FAIL"},
+		{samples{4}, samples{5.8}, &rule{factor: 1.3, plus: 0.7}, "<= 5.90 (1.3x + 0.7) 1.45 pass"},
+		{samples{4}, samples{6}, &rule{factor: 1.3, plus: 0.7}, "<= 5.90 (1.3x + 0.7) 1.50 FAIL"},
+		{samples{30}, samples{5}, &rule{factor: 1.0 / 6}, "<= 5.00 (1/6) 0.17 pass"},
+		{samples{10}, samples{31}, &rule{factor: 3}, "<= 30.00 (3x) 3.10 FAIL"},
 		{samples{9, 1, 2}, samples{1, 7, 4}, nil, "- 2.00"},
-		{samples{1, 2}, samples{3, 1}, &rule{1, 0}, "<= 1.00 (1x) 1.00 pass"},
+		{samples{1, 2}, samples{3, 1}, &rule{factor: 1}, "<= 1.00 (1x) 1.00 pass"},
+		{samples{2}, samples{7.7}, &rule{factor: 3.8, least: true}, ">= 7.60 (3.8x) 3.85 pass"},
+		{samples{2}, samples{7.5}, &rule{factor: 3.8, least: true}, ">= 7.60 (3.8x) 3.75 FAIL"},
+		{nil, samples{249, 250, 251}, atMost(250), "- - 250.00 s <= 250.00 - pass"},
+		{nil, samples{251}, atMost(250), "- - 251.00 s <= 250.00 - FAIL"},
+		{nil, samples{301}, atLeast(300), "- - 301.00 s >= 300.00 - pass"},
+		{nil, samples{299}, atLeast(300), "- - 299.00 s >= 300.00 - FAIL"},
 	} {
 		var r report
-		r.seconds("case", "bare", pair{tc.base, tc.got}, tc.rule)
+		if tc.base == nil {
+			r.absolute("case", "s", tc.got, tc.rule)
+		} else {
+			r.seconds("case", "bare", pair{tc.base, tc.got}, tc.rule)
+		}
 		var out strings.Builder
 		if err := r.writeFigures(&out); err != nil {
 			t.Fatal(err)

@@ -22,6 +22,9 @@ var preparedOn = []string{"linux", "windows"}
 
 // platforms is what --prepare takes.
 func platforms(systems []string) string {
+	if len(systems) == 0 {
+		return "none"
+	}
 	var list []string
 	for _, goos := range systems {
 		list = append(list, goos+"/"+runtime.GOARCH)
@@ -29,15 +32,10 @@ func platforms(systems []string) string {
 	return strings.Join(list, ",")
 }
 
-// seed makes what every case starts from: a data directory in which nothing
+// seed makes what the builds of apps start from: a data directory in which nothing
 // but the standard library is compiled, one that has the modules too, and the
 // same for bare builds, with the compiler that the image has.
 func (l *lab) seed(ctx context.Context) error {
-	var help bytes.Buffer
-	if err := command(ctx, "", nil, &help, l.cargo, "serve", "--help"); err != nil {
-		return err
-	}
-	l.canPrepare = strings.Contains(help.String(), "--prepare")
 	if l.canPrepare {
 		progress("preparing the standard library for %s", platforms(preparedOn))
 	} else {
@@ -104,7 +102,7 @@ func (l *lab) warmModules(ctx context.Context) (toolchain string, err error) {
 
 // systems are what the chosen cases build an app for. An app with a Makefile has no modules.
 func (l *lab) systems(name string) []string {
-	if catalog[name].main == "" {
+	if !compiled(name) {
 		return nil
 	}
 	return l.needed[name]

@@ -8,122 +8,113 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 )
 
 // A server is a running cargo serve.
 type server struct {
-	url  string
-	data string // its data directory
-	log  string // file of its own log
-	cmd  *exec.Cmd
-	over chan struct{} // closed when the process has ended
+	*process
+	url    string
+	client *http.Client
+}
+
+// A serving is how a server is started.
+type serving struct {
+	data    string   // its data directory
+	systems []string // whose standard library it prepares, before it is used
+	args    []string // more flags
+	env     []string // of the process, on top of this one's
 }
 
 // serve has f use a server on a copy of the data directory snapshot, which is
 // removed in the end.
 func (l *lab) serve(ctx context.Context, snapshot string, args []string, f func(*server) error) error {
-	dir, err := os.MkdirTemp(l.scratch, "server-")
+	return l.inDir("server-", func(dir string) error {
+		data := filepath.Join(dir, "data")
+		if err := copyTree(ctx, snapshot, data); err != nil {
+			return err
+		}
+		return l.serveOn(ctx, data, args, f)
+	})
+}
+
+// inDir has f use a directory that is removed in the end.
+func (l *lab) inDir(prefix string, f func(dir string) error) error {
+	dir, err := os.MkdirTemp(l.scratch, prefix)
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	if err := os.Chmod(dir, 0o755); err != nil { // builds have a user id of their own
 		return err
 	}
-	data := filepath.Join(dir, "data")
-	if err = copyTree(ctx, snapshot, data); err == nil {
-		err = l.serveOn(ctx, data, args, f)
-	}
-	return errors.Join(err, remove(dir))
+	return errors.Join(f(dir), remove(dir))
 }
 
-// serveOn starts a server on the data directory, has f use it and stops it.
+// serveOn starts a server on the data directory, has f use it when its
+// libraries are prepared, and stops it.
 func (l *lab) serveOn(ctx context.Context, data string, args []string, f func(*server) error) error {
-	s := &server{data: data, log: data + ".log", over: make(chan struct{})}
-	if err := s.start(ctx, l, args); err != nil {
-		return err
-	}
-	err := s.ready(ctx)
-	if l.canPrepare {
-		for _, goos := range preparedOn {
-			if err == nil {
-				err = s.prepared(ctx, goos)
+	return l.serveAs(ctx, serving{data: data, systems: preparedOn, args: args}, func(s *server) error {
+		err := s.ready(ctx)
+		if l.canPrepare {
+			for _, goos := range preparedOn {
+				if err == nil {
+					err = s.prepared(ctx, goos)
+				}
 			}
 		}
-	}
-	if err == nil {
-		err = f(s)
-	}
-	err = errors.Join(err, s.stop())
-	if err != nil && ctx.Err() == nil {
-		if log, logErr := os.ReadFile(s.log); logErr == nil {
-			progress("the last lines of the server:\n%s", tail(string(log), 15))
+		if err != nil {
+			return err
 		}
+		return f(s)
+	})
+}
+
+// serveAs starts a server, has f use it at once, and stops it.
+func (l *lab) serveAs(ctx context.Context, how serving, f func(*server) error) error {
+	s, err := l.startServer(ctx, how)
+	if err != nil {
+		return err
+	}
+	err = f(s)
+	s.stop()
+	if !s.cmd.ProcessState.Success() {
+		err = errors.Join(err, fmt.Errorf("cargo serve ended with %s", s.cmd.ProcessState))
+	}
+	if err != nil && ctx.Err() == nil {
+		progress("the last lines of the server:\n%s", s.lastLines())
 	}
 	return err
 }
 
-func (s *server) start(ctx context.Context, l *lab, args []string) error {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func (l *lab) startServer(ctx context.Context, how serving) (*server, error) {
+	address, err := freeAddress()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	address := ln.Addr().String()
-	if err := ln.Close(); err != nil {
-		return err
-	}
-	log, err := os.Create(s.log)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	all := []string{"serve", "--grace", "1s", "--concurrency", "2", "--listen", address, "--data-dir", s.data,
+	args := []string{"serve", "--grace", "1s", "--concurrency", "2", "--listen", address, "--data-dir", how.data,
 		"--executor", l.executor, "--image", l.image, "--remote", remote + "=" + l.apps.url}
 	if l.canPrepare {
-		all = append(all, "--prepare", platforms(preparedOn))
+		args = append(args, "--prepare", platforms(how.systems))
 	}
-	all = append(append(all, args...), l.options.serve...)
-	s.url = "http://" + address
-	s.cmd = exec.CommandContext(ctx, l.cargo, all...)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal comes once, from here
-	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
-	s.cmd.WaitDelay = time.Minute
-	if err := s.cmd.Start(); err != nil {
-		return err
+	args = append(append(args, how.args...), l.options.serve...)
+	p, err := start(ctx, how.data+".log", how.env, l.cargo, args...)
+	if err != nil {
+		return nil, err
 	}
-	go func() {
-		defer close(s.over)
-		_ = s.cmd.Wait() // how it ended is in its state
-	}()
-	return nil
+	return &server{process: p, url: "http://" + address, client: l.client}, nil
 }
 
-func (s *server) stop() error {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	select {
-	case <-s.over:
-	case <-time.After(time.Minute):
-		_ = s.cmd.Process.Kill()
-		<-s.over
-	}
-	if !s.cmd.ProcessState.Success() {
-		return fmt.Errorf("cargo serve ended with %s", s.cmd.ProcessState)
-	}
-	return nil
-}
+// pause is that between two questions whether something is so.
+const pause = 200 * time.Millisecond
 
 // ready waits until builds are accepted.
 func (s *server) ready(ctx context.Context) error {
-	return s.until(ctx, 5*time.Minute, "it is ready", func() (bool, error) {
+	return s.until(ctx, 5*time.Minute, pause, "it is ready", func() (bool, error) {
 		resp, err := s.do(ctx, http.MethodGet, "/readyz")
 		if err != nil {
 			return false, nil //nolint:nilerr // it does not listen yet
@@ -135,7 +126,7 @@ func (s *server) ready(ctx context.Context) error {
 
 // prepared waits until the standard library is there for the system.
 func (s *server) prepared(ctx context.Context, goos string) error {
-	return s.until(ctx, 20*time.Minute, "the library of "+goos+" is prepared", func() (bool, error) {
+	return s.until(ctx, 20*time.Minute, pause, "the library of "+goos+" is prepared", func() (bool, error) {
 		resp, err := s.do(ctx, http.MethodGet, "/metrics")
 		if err != nil {
 			return false, err
@@ -157,30 +148,12 @@ func isPrepared(metrics io.Reader, goos, goarch string) (bool, error) {
 	return false, lines.Err()
 }
 
-// until asks again and again.
-func (s *server) until(ctx context.Context, limit time.Duration, what string, f func() (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("after %s it is not yet so that %s", limit, what))
-	defer cancel()
-	for {
-		if ok, err := f(); ok || err != nil {
-			return err
-		}
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case <-s.over:
-			return errors.New("cargo serve ended by itself")
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
 func (s *server) do(ctx context.Context, method, path string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.url+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	return http.DefaultClient.Do(req)
+	return s.client.Do(req)
 }
 
 // A record is what Cargo says of a build.
@@ -209,7 +182,7 @@ func (r record) took() time.Duration { return r.Finished.Sub(r.Accepted) }
 // target is the path of an app's binary, and the recipe that makes it.
 func target(name, goos, version string) string {
 	path := fmt.Sprintf("/%s/%s/%s/%s/%s", remote, catalog[name].path, goos, runtime.GOARCH, version)
-	if catalog[name].main != "" {
+	if compiled(name) {
 		path += "?recipe=go"
 	}
 	return path
@@ -229,6 +202,14 @@ func (l *lab) build(ctx context.Context, s *server, label, name, goos, version s
 	return r, nil
 }
 
+// A refusedError is an answer that is not 202.
+type refusedError struct {
+	status int
+	text   string
+}
+
+func (e *refusedError) Error() string { return e.text }
+
 // post asks for a build.
 func (s *server) post(ctx context.Context, path string) (id string, err error) {
 	resp, err := s.do(ctx, http.MethodPost, path)
@@ -241,7 +222,7 @@ func (s *server) post(ctx context.Context, path string) (id string, err error) {
 		return "", err
 	}
 	if resp.StatusCode != http.StatusAccepted {
-		return "", fmt.Errorf("POST %s: %s: %s", path, resp.Status, bytes.TrimSpace(body))
+		return "", &refusedError{resp.StatusCode, fmt.Sprintf("POST %s: %s: %s", path, resp.Status, bytes.TrimSpace(body))}
 	}
 	var answer struct {
 		ID string `json:"build_id"`
@@ -251,7 +232,7 @@ func (s *server) post(ctx context.Context, path string) (id string, err error) {
 
 // wait waits for the end of a build, which must be a success.
 func (s *server) wait(ctx context.Context, id string) (r record, err error) {
-	err = s.until(ctx, 20*time.Minute, "the build "+id+" has ended", func() (bool, error) {
+	err = s.until(ctx, 20*time.Minute, pause, "the build "+id+" has ended", func() (bool, error) {
 		resp, err := s.do(ctx, http.MethodGet, "/builds/"+id)
 		if err != nil {
 			return false, err
