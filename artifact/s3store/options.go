@@ -29,7 +29,8 @@ type Options struct {
 	Scratch string
 
 	// Patience is how long a step of a Put goes on trying while the server does
-	// not answer; 0 means two minutes. Whoever reads waits for ten seconds.
+	// not answer; 0 means two minutes. Whoever reads waits for ten seconds at most,
+	// and for thirty in the middle.
 	Patience time.Duration
 
 	Log *slog.Logger // nil discards it

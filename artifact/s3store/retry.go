@@ -14,6 +14,7 @@ import (
 type budget struct {
 	total   time.Duration // for all attempts and what lies between them
 	attempt time.Duration // for one
+	loud    bool          // the log has the first failure: nobody else hears of it yet
 }
 
 // The waits between attempts grow from first to most, and are random below that:
@@ -28,6 +29,7 @@ type patient struct {
 	budget
 	start    time.Time
 	failures int
+	last     error
 }
 
 func newPatient(b budget) *patient { return &patient{budget: b, start: time.Now()} }
@@ -42,12 +44,14 @@ func (p *patient) wait(ctx context.Context, s *Store, what string, err error) er
 	if !again(err) {
 		return s.explain(what, err)
 	}
-	p.failures++
+	if p.failures++; p.last == nil || !errors.Is(err, context.DeadlineExceeded) {
+		p.last = err // a word of the server says more than that the time is over
+	}
 	pause := rand.N(min(firstWait<<min(p.failures, 10), mostWait))
 	if time.Since(p.start)+pause > p.total {
-		return fmt.Errorf("%w: %s: %d attempts in %v, the last: %w", artifact.ErrUnavailable, what, p.failures, time.Since(p.start).Round(time.Millisecond), err)
+		return fmt.Errorf("%w: %s: %d attempts in %v, the last: %w", artifact.ErrUnavailable, what, p.failures, time.Since(p.start).Round(time.Millisecond), p.last)
 	}
-	if p.failures == 1 && !errors.Is(err, errConflict) {
+	if p.failures == 1 && p.loud && !errors.Is(err, errConflict) {
 		s.log.Warn("the artifact store does not answer; trying again", "what", what, "err", err)
 	}
 	timer := time.NewTimer(pause)

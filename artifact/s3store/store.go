@@ -69,10 +69,10 @@ func newStore(o Options) *Store {
 		scratch:   o.Scratch,
 		where:     fmt.Sprintf("bucket %q at %s", o.Bucket, cmp.Or(o.Endpoint, amazon)),
 		log:       cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		write:     budget{total: patience, attempt: patience},
-		small:     budget{total: patience, attempt: smallRequest},
-		read:      budget{total: readPatience, attempt: smallRead},
-		stream:    budget{total: streamPatience, attempt: readPatience},
+		write:     budget{total: patience, attempt: patience, loud: true},
+		small:     budget{total: patience, attempt: smallRequest, loud: true},
+		read:      budget{total: min(patience, readPatience), attempt: smallRead},
+		stream:    budget{total: min(patience, streamPatience), attempt: readPatience},
 	}
 	if s.prefix != "" {
 		s.prefix += "/"

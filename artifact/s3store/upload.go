@@ -110,7 +110,7 @@ func (s *Store) uploadParts(ctx context.Context, u upload) error {
 	}
 	abort, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortPatience)
 	defer cancel()
-	abortErr := s.try(abort, budget{abortPatience, abortPatience}, u.what, func(ctx context.Context) error {
+	abortErr := s.try(abort, budget{total: abortPatience, attempt: abortPatience}, u.what, func(ctx context.Context) error {
 		err := s.client.AbortMultipartUpload(ctx, s.bucket, u.key, id)
 		if response(err).Code == minio.NoSuchUpload {
 			return nil
