@@ -80,8 +80,8 @@ func TestHandedBack(t *testing.T) {
 			if strings.Contains(fmt.Sprint(log), detail) {
 				t.Errorf("the user is told what broke: %v", log)
 			}
-			if said := r.operator.String(); strings.Count(said, detail) != 1 || strings.Contains(said, "level=ERROR") {
-				t.Error("the operator is not told once, without alarm")
+			if said := r.operator.String(); strings.Count(said, detail) != 1 || strings.Contains(said, "level=ERROR") || strings.Count(said, "claims nothing for a while") != 1 {
+				t.Error("the operator is not told once, without alarm, and that builds wait")
 			}
 			if ended := r.metrics.endings(); !slices.Equal(ended, []string{"fake succeeded"}) {
 				t.Errorf("counted %q", ended)

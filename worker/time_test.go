@@ -181,3 +181,27 @@ func TestDrainedWhileResting(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// A setback between the question and the opening counts.
+func TestSetbackAsTheGateOpens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w *Worker
+		w = New(Options{
+			Executor: pinged{}, Log: slog.New(slog.DiscardHandler),
+			Draining: sync.OnceValues(func() (bool, <-chan struct{}) {
+				w.gate.setback()
+				return false, nil
+			}),
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { w.keepGate(ctx) })
+		began := time.Now()
+		w.gate.pass(ctx)
+		if rest := time.Since(began); rest != time.Second {
+			t.Errorf("open after %v", rest)
+		}
+		stop()
+		wg.Wait()
+	})
+}
