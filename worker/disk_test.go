@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/monochromegane/cargo/build"
@@ -62,8 +64,18 @@ func TestDiskFull(t *testing.T) {
 func (r *rig) openLoop() {
 	r.Helper()
 	r.openDisks(disk.Options{Limit: 32 << 20})
-	if r.disks.Kind() != disk.Loop {
-		r.Skip("no loop devices here: ", r.disks.Weakness())
+	r.needLoop()
+}
+
+func (r *rig) needLoop() {
+	r.Helper()
+	d, err := disk.Open(r.Context(), disk.Options{Dir: r.TempDir()})
+	r.must(err)
+	if d.Kind() != disk.Loop {
+		if slices.Contains(strings.Split(os.Getenv("CARGO_TEST_REQUIRE"), ","), "loop") {
+			r.Fatal("no loop devices here: ", d.Weakness())
+		}
+		r.Skip("no loop devices here: ", d.Weakness())
 	}
 }
 
@@ -192,5 +204,56 @@ func TestCompiledPackagesAreKept(t *testing.T) {
 	}
 	if b.State != build.Succeeded {
 		t.Errorf("record %+v", b)
+	}
+}
+
+// A build whose disk is larger than the room of the machine, which fills up
+// under it, has neither failed nor made anything, whatever its commands say.
+func TestMachineFull(t *testing.T) {
+	t.Parallel()
+	big := func(_ context.Context, p executortest.Process) error {
+		return os.WriteFile(p.Path("/go/tmp/filler"), make([]byte, 100<<20), 0o600)
+	}
+	for name, tc := range map[string]struct {
+		kind disk.Kind
+		play script
+	}{
+		"exit": {disk.Loop, func(ctx context.Context, p executortest.Process) error {
+			return errors.Join(big(ctx, p), exits(2)(ctx, p))
+		}},
+		"success": {disk.Loop, func(ctx context.Context, p executortest.Process) error {
+			return errors.Join(big(ctx, p), makes("/go/out/app")(ctx, p))
+		}},
+		"no disk of its own": {disk.Watch, func(ctx context.Context, p executortest.Process) error {
+			fmt.Fprintln(p.Stderr, big(ctx, p))
+			return exits(2)(ctx, p)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var attempts atomic.Int32
+			r := newRig(t, hello, func(ctx context.Context, p executortest.Process) error {
+				if attempts.Add(1) == 1 {
+					return tc.play(ctx, p)
+				}
+				return makes("/go/out/app")(ctx, p)
+			})
+			r.must(os.MkdirAll(r.workspace, 0o700))
+			if err := syscall.Mount("tmpfs", r.workspace, "tmpfs", 0, "size=48m"); err != nil {
+				t.Skipf("cannot mount a small disk: %v", err)
+			}
+			t.Cleanup(func() { _ = syscall.Unmount(r.workspace, syscall.MNT_DETACH) })
+			if tc.kind == disk.Loop {
+				r.needLoop()
+			}
+			r.openDisks(disk.Options{Limit: 256 << 20, Kind: tc.kind})
+			b, log := r.run()
+			if b.State != build.Succeeded || b.Attempt != 2 {
+				t.Errorf("record %+v of attempt %d, %s: %s", b, b.Attempt, b.Reason, b.Message)
+			}
+			if said := log.find("The server has no room left on its disk. Your build will start again."); len(said) != 1 {
+				t.Errorf("log: %q", log.messages())
+			}
+		})
 	}
 }

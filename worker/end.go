@@ -35,10 +35,7 @@ func (j *job) end(serving context.Context, v verdict) error {
 		}
 	}
 	if !v.state.Ended() {
-		if err := settle(serving, j.claim.Requeue); !errors.Is(err, queue.ErrLeaseLost) { // then it is queued already
-			return err
-		}
-		return nil
+		return j.handBack(serving)
 	}
 	b := j.build
 	b.State, b.Reason, b.Message, b.ExitCode, b.Executor = v.state, v.reason, v.message, v.exit, j.Name
@@ -47,8 +44,8 @@ func (j *job) end(serving context.Context, v verdict) error {
 	kept := j.keepLog(serving, b)
 	err := settle(serving, func(ctx context.Context) error { return j.claim.Finish(ctx, b) })
 	if errors.Is(err, queue.ErrLeaseLost) {
-		j.Log.Warn("a build ended after its lease was lost; what it made does not count", "build", b.ID)
-		return nil
+		j.Log.Warn("a build ended after its lease was lost; it is built again", "build", b.ID)
+		return j.handBack(serving)
 	}
 	if err != nil {
 		return err
@@ -56,6 +53,15 @@ func (j *job) end(serving context.Context, v verdict) error {
 	j.Metrics.BuildEnded(j.Name, b.Result(), max(0, b.StartedAt.Sub(b.AcceptedAt)), took)
 	if kept {
 		j.dropLog(serving, b)
+	}
+	return nil
+}
+
+// handBack has the build queued again, if nobody has done that or taken it. A
+// lease that was lost because the queue was away may still be given back.
+func (j *job) handBack(serving context.Context) error {
+	if err := settle(serving, j.claim.Requeue); !errors.Is(err, queue.ErrLeaseLost) {
+		return err
 	}
 	return nil
 }

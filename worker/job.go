@@ -30,6 +30,7 @@ type job struct {
 
 	disk    *disk.Disk // the workspace
 	root    *os.Root   // of the disk
+	top     *os.File   // the same, opened before anything was written
 	mounted mounted
 	mounts  []executor.Mount // of every step
 
@@ -204,7 +205,8 @@ func (j *job) warn(msg string, phase build.PhaseName, attrs ...slog.Attr) {
 
 // execute runs the steps of the plan, each in a fresh container over the same
 // directory, all through one door.
-func (j *job) execute(ctx context.Context, try int) error {
+func (j *job) execute(ctx context.Context, try int) (err error) {
+	defer func() { err = j.landed(err) }()
 	door := j.OpenDoor()
 	defer func() {
 		_ = door.Close()

@@ -39,6 +39,9 @@ func (j *job) lay(ctx context.Context) (err error) {
 	if j.root, err = os.OpenRoot(j.disk.Dir()); err != nil {
 		return err
 	}
+	if j.top, err = j.root.Open("."); err != nil {
+		return err
+	}
 	for _, d := range []string{binDir, cacheDir, goPath + "/home", outDir, modDir, tmpDir, j.treeDir()} {
 		if err := j.root.MkdirAll(inside(d), 0o755); err != nil {
 			return err
@@ -56,6 +59,10 @@ func (j *job) lay(ctx context.Context) (err error) {
 // containers that see it.
 func (j *job) clear() {
 	j.removing.Wait()
+	if j.top != nil {
+		_ = j.top.Close()
+		j.top = nil
+	}
 	if j.root != nil {
 		_ = j.root.Close()
 		j.root = nil
