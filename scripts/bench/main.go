@@ -24,6 +24,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 2 && children[os.Args[1]] != nil {
+		exit(runChild(os.Args[1]))
+	}
 	var o options
 	flag.StringVar(&o.cargo, "cargo", "bin/cargo", "measure the program `FILE`")
 	flag.StringVar(&o.image, "image", "bin/builder.tar", "build in `IMAGE`, as cargo serve takes it")
@@ -44,11 +47,17 @@ func main() {
 	o.serve = flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, o, *run); err != nil {
+	err := bench(ctx, o, *run)
+	stop()
+	exit(err)
+}
+
+func exit(err error) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		stop()
 		os.Exit(1)
 	}
+	os.Exit(0)
 }
 
 // options are what the command line says.

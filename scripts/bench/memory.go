@@ -83,7 +83,7 @@ func (p *process) watch(f func() error) (usage, error) {
 	u, stop, stopped := usage{}, make(chan struct{}), make(chan error)
 	go func() {
 		for {
-			if err := u.sample(p.pid()); err != nil {
+			if err := u.sample(p.pid(), "VmRSS", "RssAnon"); err != nil {
 				stopped <- err
 				return
 			}
@@ -103,14 +103,15 @@ func (p *process) watch(f func() error) (usage, error) {
 	return u, err
 }
 
-func (u usage) sample(pid int) error {
+// sample reads the lines of these names once.
+func (u usage) sample(pid int, names ...string) error {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return err
 	}
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
-		if name != "VmRSS" && name != "RssAnon" {
+		if !slices.Contains(names, name) {
 			continue
 		}
 		kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)

@@ -112,7 +112,7 @@ func submitSome(ctx context.Context, s *server, next *atomic.Int64) (took sample
 // memory of the one that had filled it.
 func (l *lab) restarted(ctx context.Context, s *server, began time.Time, submitted float64, f *queuedFigures) error {
 	u, err := s.watch(func() error {
-		err := s.until(ctx, time.Minute, 5*time.Millisecond, "it is alive", func() (bool, error) { return s.healthy(ctx), nil })
+		err := s.until(ctx, time.Minute, 5*time.Millisecond, "it is alive", func() (bool, error) { return l.answers(ctx, s.url+"/healthz"), nil })
 		if err != nil {
 			return err
 		}
@@ -168,15 +168,6 @@ func (s *server) accepts(ctx context.Context, path string) error {
 		}
 		return err == nil, nil
 	})
-}
-
-func (s *server) healthy(ctx context.Context) bool {
-	resp, err := s.do(ctx, http.MethodGet, "/healthz")
-	if err != nil {
-		return false
-	}
-	defer resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
 }
 
 // firstPage is how many builds are on the first page of the list.
