@@ -160,7 +160,8 @@ func (e lateExecutor) Run(ctx context.Context, s executor.Step) error {
 }
 
 // The queue of this test lies on a disk that fills up under the build, so that
-// its lease cannot be renewed. What the command makes after that is dropped.
+// its lease cannot be renewed. What the command makes after that is dropped,
+// and the build is queued again once there is room.
 func TestLeaseLost(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{}, 1)
@@ -205,7 +206,7 @@ func TestLeaseLost(t *testing.T) {
 	if m, ok := r.stored(b); ok {
 		t.Errorf("stored %+v", m)
 	}
-	if got, err := r.queue.Get(t.Context(), b.ID); err != nil || got.State.Ended() {
+	if got, err := r.queue.Get(t.Context(), b.ID); err != nil || got.State != build.Queued {
 		t.Errorf("record %+v, %v", got, err)
 	}
 	if ended := r.metrics.endings(); len(ended) != 0 {
