@@ -15,8 +15,8 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// fill submits n different builds from 32 clients.
-func fill(b *testing.B, q *queue.Queue, n int) {
+// fillQueue submits n different builds from 32 clients.
+func fillQueue(b *testing.B, q *queue.Queue, n int) {
 	b.Helper()
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -35,7 +35,7 @@ func fill(b *testing.B, q *queue.Queue, n int) {
 func BenchmarkSubmit32Clients(b *testing.B) {
 	q := open(b, queue.Options{Dir: b.TempDir(), Limit: 1 << 30, Log: quiet})
 	b.ResetTimer()
-	fill(b, q, b.N)
+	fillQueue(b, q, b.N)
 }
 
 func BenchmarkLifeOfABuild(b *testing.B) {
@@ -49,7 +49,7 @@ func BenchmarkLifeOfABuild(b *testing.B) {
 func Benchmark10000Queued(b *testing.B) {
 	dir := b.TempDir()
 	q := open(b, queue.Options{Dir: dir, Limit: 1 << 30, Log: quiet})
-	fill(b, q, 10_000)
+	fillQueue(b, q, 10_000)
 	b.Run("heap", func(b *testing.B) {
 		for b.Loop() {
 			var m runtime.MemStats
@@ -78,7 +78,7 @@ func Benchmark10000Queued(b *testing.B) {
 func Benchmark10000Ended(b *testing.B) {
 	dir := b.TempDir()
 	q := open(b, queue.Options{Dir: dir, Limit: 1 << 30, Log: quiet})
-	fill(b, q, 10_000)
+	fillQueue(b, q, 10_000)
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {

@@ -74,7 +74,15 @@ func (c *Cluster) check() error {
 	return nil
 }
 
-// redact leaves out what stands before the host.
+func (c *Cluster) String() string {
+	hosts := make([]string, len(c.URLs))
+	for i, address := range c.URLs {
+		hosts[i] = redact(address)
+	}
+	return strings.Join(hosts, ",")
+}
+
+// redact leaves out what stands before the host, if that is a secret.
 func redact(address string) string {
 	if _, host, ok := strings.Cut(address, "@"); ok {
 		return host
@@ -125,14 +133,14 @@ func (s *store) meetStreams(ctx context.Context, retention time.Duration) error 
 				stream, err = s.meetStream(ctx, config)
 				return err
 			})
-			if off(err) {
+			switch {
+			case off(err):
 				return errOff
+			case few(err):
+				return fmt.Errorf("the cluster has too few servers with JetStream to keep %d copies; start more of them, or say --queue-replicas 1 and have no copy", s.replicas)
 			}
 			return err
 		})
-		if few(err) {
-			return nil, fmt.Errorf("the cluster has too few servers with JetStream to keep %d copies (%w); start more of them, or say --queue-replicas 1 and have no copy", s.replicas, err)
-		}
 		return stream, err
 	})
 }

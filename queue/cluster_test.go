@@ -121,7 +121,9 @@ func (c *cluster) leader(t *testing.T, stream string) *node {
 		t.Fatal(err)
 	}
 	for ctx := within(t); ; time.Sleep(50 * time.Millisecond) {
-		s, err := js.Stream(ctx, stream)
+		once, cancel := context.WithTimeout(ctx, 2*time.Second)
+		s, err := js.Stream(once, stream)
+		cancel()
 		if err == nil {
 			for _, n := range c.nodes {
 				if n.name == s.CachedInfo().Cluster.Leader {

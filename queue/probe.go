@@ -156,7 +156,7 @@ func (q *Queue) probe() {
 			behind = at
 		case time.Since(behind) > lagLimit:
 			behind = time.Time{}
-			q.anew.end(err)
+			q.store.watched.end(err)
 		}
 	}
 }
@@ -203,7 +203,7 @@ func (q *Queue) startAnew() {
 	q.log.Error("the stream of the live builds was made anew; builds that it had are lost", "stream", q.store.liveConfig().Name)
 	q.seen.reset()
 	q.view.reset()
-	q.anew.end(errAnew)
+	q.store.watched.end(errAnew)
 }
 
 // newest is the sequence of the newest record, 0 if there is none.

@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,7 +94,6 @@ type Queue struct {
 	view    *view
 	submit  [256]chan struct{} // one Submit at a time for each first byte of a key's digest
 	seen    progress
-	anew    canceler  // of the present watch
 	created time.Time // the stream of the live records; probe's
 	orphans orphans   // tend's
 
@@ -117,7 +115,7 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	}
 	where := o.Dir
 	if o.Cluster != nil {
-		where = "the NATS cluster " + strings.Join(o.Cluster.URLs, ",")
+		where = "the NATS cluster " + o.Cluster.String()
 		q.store, err = openClusterStore(ctx, o, q.worker, q.log)
 	} else {
 		q.store, err = openEmbeddedStore(ctx, o, q.log)

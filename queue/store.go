@@ -47,6 +47,8 @@ type store struct {
 	ended   once               // build id -> record
 	tokens  once               // build id -> sealed token
 
+	watched canceler // of the present watch
+
 	mu      sync.Mutex
 	session context.Context // ends with the present connection
 	lose    context.CancelFunc
@@ -90,6 +92,7 @@ func (s *store) connect(urls string, options ...nats.Option) (err error) {
 		nats.ReconnectJitter(reconnectWait, reconnectWait),
 		nats.ReconnectBufSize(-1),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { s.disconnected(err) }),
+		nats.ReconnectHandler(func(*nats.Conn) { s.watched.end(errReconnected) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { s.log.Warn("queue store", "err", err) }),
 	}, options...)
 	if s.conn, err = nats.Connect(urls, options...); err != nil {

@@ -16,6 +16,8 @@ var (
 	errLag  = errors.New("it is behind the stream")
 	errGap  = errors.New("a message is missing")
 	errAnew = errors.New("the stream was made anew")
+
+	errReconnected = errors.New("the connection is a new one")
 )
 
 // A watch is one consumer of the live records: first all there are, then what
@@ -151,7 +153,7 @@ func (q *Queue) follow(w *watch) error {
 	defer w.close()
 	ctx, cancel := context.WithCancelCause(q.ctx)
 	defer cancel(nil)
-	q.anew.set(cancel)
+	q.store.watched.set(cancel)
 	if w.listed != nil {
 		if err := w.list(ctx); err != nil {
 			return cause(ctx, err)
@@ -171,7 +173,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// A canceler is how the probe ends the present watch.
+// A canceler ends the present watch.
 type canceler struct {
 	mu     sync.Mutex
 	cancel context.CancelCauseFunc
