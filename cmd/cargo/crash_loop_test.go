@@ -32,7 +32,8 @@ type loop struct {
 	number atomic.Int64 // of the newest order
 	wrong  atomic.Int64 // how often something was
 
-	exclusive atomic.Bool // no build may run twice at once
+	refused   atomic.Int64 // requests that got 503 and Retry-After
+	exclusive atomic.Bool  // no build may run twice at once
 
 	clients sync.WaitGroup
 	over    chan struct{} // closed: no new orders

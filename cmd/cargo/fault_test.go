@@ -1,0 +1,368 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/monochromegane/cargo/build"
+)
+
+// A faulty is a loop in which something that a server needs is missing for a
+// while. Nothing is killed, so every build must end well.
+type faulty struct {
+	*loop
+	*server
+	data string
+}
+
+func newFaulty(t *testing.T, engine, data string, args ...string) *faulty {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it takes half a minute")
+	}
+	l := newLoop(t, 1)
+	s := newServer(t, engine, data, l.host, append([]string{"--concurrency", "4", "--address-rate", "0", "--log-level", "warn"}, args...)...)
+	url := s.url // servers change theirs when they start again
+	l.urls = func() []string { return []string{url} }
+	l.order()
+	f := &faulty{l, s, data}
+	f.wantProgress("the start")
+	return f
+}
+
+// wantProgress waits until a build has ended that is asked for now.
+func (f *faulty) wantProgress(after string) {
+	f.loop.t.Helper()
+	began := time.Now()
+	probe := &entry{order: f.newOrder(int(f.number.Add(1)))}
+	probe.canceled = false
+	f.clients.Go(func() { f.see(f.loop.t.Context(), probe) })
+	until(f.loop.t, "a build ends after "+after, func() bool {
+		f.wantAlive()
+		for _, e := range f.accepted() {
+			if e.n == probe.n && e.ended.ID != "" {
+				return true
+			}
+		}
+		return false
+	})
+	f.loop.t.Logf("a new build took %v after %s", time.Since(began).Round(100*time.Millisecond), after)
+}
+
+// wantAlive ends the test if the server has ended.
+func (f *faulty) wantAlive() {
+	f.loop.t.Helper()
+	// The program of a process that has ended and was not waited for is gone.
+	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(f.cmd.Process.Pid), "exe")); err != nil {
+		f.loop.t.Fatal("the server has ended")
+	}
+}
+
+// wantRefusals waits until a client is told to come again.
+func (f *faulty) wantRefusals(n int64) {
+	f.loop.t.Helper()
+	before := f.refused.Load()
+	until(f.loop.t, "clients get 503 with Retry-After", func() bool {
+		f.wantAlive()
+		return f.refused.Load() >= before+n
+	})
+}
+
+// end has all builds end, and checks them and what is left.
+func (f *faulty) end() {
+	f.loop.t.Helper()
+	f.finish()
+	f.checkAll()
+	for _, e := range f.accepted() {
+		if e.ended.Result() == string(build.ReasonLost) {
+			f.problem("build %s is lost, and no worker was", e.id)
+		}
+	}
+	f.wantIdle(f.url)
+	wantNothingLeft(f.loop.t, f.data)
+	f.wantKept(f.data)
+	if code := f.stop(); code != 0 {
+		f.problem("SIGTERM: exit status %d", code)
+	}
+	f.wantSane(f.stderr.String())
+	wantInNoFile(f.loop.t, f.data, f.loop.token)
+}
+
+// What was accepted outlives a disk that fills up, what cannot be is refused,
+// and the server goes on as soon as there is room.
+func TestDiskFills(t *testing.T) {
+	disk := smallDisk(t)
+	f := newFaulty(t, "containerd", filepath.Join(disk, "data"), "--disk", "32MiB", "--min-free", "1MiB")
+	ctx, stop := context.WithCancel(t.Context())
+	var filling sync.WaitGroup
+	filler := filepath.Join(disk, "filler")
+	filling.Go(func() {
+		for ; ctx.Err() == nil; pause(ctx, 20*time.Millisecond) { // what ends makes room again
+			if err := fillUp(filler); !errors.Is(err, syscall.ENOSPC) {
+				f.problem("fill the disk: %v", err)
+			}
+		}
+	})
+	f.wantRefusals(20)
+	pause(t.Context(), 3*time.Second)
+	stop()
+	filling.Wait()
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	f.wantProgress("there is room again")
+	f.end()
+}
+
+// smallDisk mounts a file system of its own.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 256<<20); err != nil {
+		t.Fatal(err)
+	}
+	require(t, "loop", command("mkfs.ext4", "-q", "-F", "-m", "0", image))
+	require(t, "loop", command("mount", "-o", "loop", image, dir))
+	t.Cleanup(func() {
+		if err := command("umount", dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// fillUp appends to a file until that fails, at last byte by byte.
+func fillUp(name string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, size := range []int{1 << 20, 4 << 10, 1} {
+		for block := make([]byte, size); err == nil; {
+			_, err = f.Write(block)
+		}
+		if size > 1 && errors.Is(err, syscall.ENOSPC) {
+			err = nil
+		}
+	}
+	return err
+}
+
+// The same where everything on the disk has become read-only. A file system on
+// which files are open for writing cannot be made so by mount; making each file
+// immutable fails the same calls, on open files too.
+func TestDiskReadOnly(t *testing.T) {
+	disk := smallDisk(t)
+	f := newFaulty(t, "containerd", filepath.Join(disk, "data"), "--disk", "32MiB", "--min-free", "1MiB")
+	t.Cleanup(func() { immutable(f, false) })
+	immutable(f, true)
+	f.wantRefusals(20)
+	pause(t.Context(), 3*time.Second)
+	immutable(f, false)
+	f.wantProgress("the disk can be written again")
+	f.end()
+}
+
+const immutableFlag = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+
+// immutable sets or clears the flag on all files and directories of a server.
+func immutable(f *faulty, on bool) {
+	_ = filepath.WalkDir(f.data, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it has gone
+		}
+		if d.IsDir() && path == filepath.Join(f.data, "workspace") {
+			return filepath.SkipDir // other file systems
+		}
+		if !d.IsDir() && !d.Type().IsRegular() {
+			return nil
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			return nil
+		}
+		defer file.Close()
+		flags, err := unix.IoctlGetInt(int(file.Fd()), unix.FS_IOC_GETFLAGS)
+		if err == nil {
+			if flags &^= immutableFlag; on {
+				flags |= immutableFlag
+			}
+			err = unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags)
+		}
+		if err != nil {
+			f.problem("set the flags of %s: %v", path, err)
+		}
+		return nil
+	})
+}
+
+// A server that has no file descriptors left for a while loses nothing, and
+// blames nobody's build for that.
+func TestOutOfFileDescriptors(t *testing.T) {
+	conn, err := net.Dial("unix", defaultContainerd)
+	require(t, "containerd", err)
+	_ = conn.Close()
+	f := newFaulty(t, "containerd", t.TempDir())
+	var usual unix.Rlimit
+	limit := func(to, old *unix.Rlimit) {
+		t.Helper()
+		if err := unix.Prlimit(f.cmd.Process.Pid, unix.RLIMIT_NOFILE, to, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit(nil, &usual)
+	for _, held := range []time.Duration{time.Second, 8 * time.Second} { // shorter and longer than a build is tried again
+		limit(&unix.Rlimit{Cur: 12, Max: usual.Max}, nil)
+		pause(t.Context(), held)
+		limit(&usual, nil)
+		f.wantProgress("there are file descriptors again")
+	}
+	f.end()
+}
+
+// privateEngines starts engines of our own, and returns what starts, stops and
+// asks for them.
+func privateEngines(t *testing.T, engine string) (root string, engines func(args ...string)) {
+	t.Helper()
+	for _, program := range map[string][]string{"containerd": {"containerd", "ctr"}, "docker": {"containerd", "ctr", "dockerd", "curl"}}[engine] {
+		_, err := exec.LookPath(program)
+		require(t, engine, err)
+	}
+	if os.Getuid() != 0 {
+		require(t, engine, errors.New("it takes root to start one"))
+	}
+	// Not t.TempDir: sockets have short names, and the root of a user namespace must get through.
+	root, err := os.MkdirTemp("", "cargo-fault-") //nolint:usetesting // for the reasons above
+	if err == nil {
+		err = os.Chmod(root, 0o711)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unmountBelow(t, root)
+		if err := os.RemoveAll(root); err != nil {
+			t.Error(err)
+		}
+	})
+	engines = func(args ...string) {
+		t.Helper()
+		cmd := exec.Command("../../scripts/engines", args...) //nolint:usetesting // also when the test ends
+		cmd.Env = append(os.Environ(), "CARGO_ENGINES_ROOT="+root)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("scripts/engines %q: %v\n%s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { engines("down") })
+	engines("up", engine)
+	return root, engines
+}
+
+// unmountBelow unmounts what an engine that was killed has left.
+func unmountBelow(t *testing.T, dir string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(mounts) {
+		if f := bytes.Fields(line); len(f) > 4 && bytes.HasPrefix(f[4], []byte(dir+"/")) {
+			if err := unix.Unmount(string(f[4]), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+				t.Errorf("unmount %s: %v", f[4], err)
+			}
+		}
+	}
+}
+
+// containerd is killed under builds: those that run go on, in the same
+// container, and none fails.
+func TestContainerdKilled(t *testing.T) {
+	root, engines := privateEngines(t, "containerd")
+	f := newFaulty(t, "containerd", t.TempDir(), "--containerd-address", filepath.Join(root, "containerd.sock"))
+	of := owners{ownerKey(f.data): true}
+	for range 3 {
+		begun := map[build.ID]bool{}
+		until(t, "a command of a build runs", func() bool {
+			of.builds(func(id build.ID, cgroup string) {
+				if len(lives(cgroup)) > 0 && f.begun(id) == 1 {
+					begun[id] = true
+				}
+			})
+			return len(begun) > 0
+		})
+		text, err := os.ReadFile(filepath.Join(root, "run/containerd.pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(string(bytes.TrimSpace(text)))
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pause(t.Context(), time.Second)
+		engines("up", "containerd")
+		f.wantProgress("containerd is there again")
+		for id := range begun {
+			until(t, "build "+string(id)+" ends", func() bool {
+				for _, e := range f.accepted() {
+					if e.id == id {
+						return e.ended.ID != ""
+					}
+				}
+				return false
+			})
+			if n := f.begun(id); n != 1 {
+				f.problem("build %s ran when containerd was killed, and its command began %d times", id, n)
+			}
+		}
+	}
+	f.end()
+}
+
+// begun is how often the command of a build has begun, as its log has it.
+func (f *faulty) begun(id build.ID) int {
+	for _, e := range f.accepted() {
+		if e.id == id {
+			a, _ := f.loop.ask(f.loop.t.Context(), http.MethodGet, "/builds/"+string(id)+"/logs", e.token, http.StatusOK)
+			return bytes.Count(a.body, []byte(`"begin `))
+		}
+	}
+	return 0
+}
+
+// dockerd is started anew under builds, which ends their containers: they are
+// built again, on our account.
+func TestDockerRestarted(t *testing.T) {
+	root, engines := privateEngines(t, "docker")
+	f := newFaulty(t, "docker", t.TempDir(), "--docker-host", "unix://"+filepath.Join(root, "docker.sock"))
+	for range 2 {
+		pause(t.Context(), time.Second)
+		engines("down", "docker")
+		engines("up", "docker")
+		f.wantProgress("Docker is there again")
+	}
+	f.end()
+}
