@@ -28,6 +28,7 @@ var cases = []benchCase{
 	{"queue", "10,000 builds submitted, and a server that starts with them", linux, []string{crowd}, (*lab).queued},
 	{"log-line", "from the container to who follows the log, at 10,000 lines a second", linux, []string{ticker}, (*lab).lines},
 	{"download", "8 connections, against nginx", linux, []string{bulky}, (*lab).download},
+	{"workers", "1 and 4 on a cluster, with an executor that does nothing", linux, []string{crowd}, (*lab).workers},
 	{"s3-memory", "what an upload of 100 MB to S3 adds to a process", nil, nil, (*lab).s3Memory},
 	{"old-way", "hey in a Docker container with empty caches", linux, []string{hey}, (*lab).oldWay},
 }

@@ -14,7 +14,8 @@ import (
 // children are what this program does in processes of their own, by the
 // argument that asks for it. Each reads JSON values and answers with some.
 var children = map[string]func(ctx context.Context, in *json.Decoder, out *json.Encoder) error{
-	s3Puts: runS3Put,
+	noopWorkers: runNoopWorker,
+	s3Puts:      runS3Put,
 }
 
 // runChild is the whole of a child.
