@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -173,7 +174,8 @@ func (e *Executor) remove(ctx context.Context, container string) error {
 
 // fault wraps an error of the daemon or of the way to it.
 func (e *Executor) fault(doing string, err error) error {
-	if client.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	_, broken := errors.AsType[*net.OpError](err) // attaching dials by itself
+	if broken || client.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return e.unavailable(doing, err)
 	}
 	return fmt.Errorf("docker: %s: %w", doing, err)
