@@ -112,13 +112,7 @@ func TestStore(t *testing.T) {
 // unnamed are temporary files, and blobs that no record names.
 func unnamed(t *testing.T, s *artifact.Store, dir string) (left []string) {
 	t.Helper()
-	for _, sub := range []string{"blobs", "meta", "logs"} {
-		for _, name := range files(t, filepath.Join(dir, sub)) {
-			if strings.HasPrefix(name, ".tmp-") {
-				left = append(left, name)
-			}
-		}
-	}
+	left = unnamedFiles(t, dir)
 	for a, err := range s.Unused(t.Context()) {
 		if err != nil {
 			t.Fatal(err)

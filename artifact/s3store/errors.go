@@ -28,10 +28,11 @@ func response(err error) minio.ErrorResponse {
 	return r
 }
 
-// missing reports whether the server says that there is no such object.
+// missing reports whether the server says that there is no such object, and not
+// that there is no such bucket or user.
 func missing(err error) bool {
 	r := response(err)
-	return r.Code == minio.NoSuchKey || r.StatusCode == http.StatusNotFound && r.Code != minio.NoSuchBucket && r.Code != minio.NoSuchUpload
+	return r.Code == minio.NoSuchKey || r.Code == "NotFound"
 }
 
 // conflict turns the answers to a conditional write that did not find what it
@@ -100,7 +101,7 @@ func (s *Store) refusal(err error) string {
 	switch r.Code {
 	case minio.NoSuchBucket:
 		return "there is no " + s.where + "; make it, or correct its name"
-	case "InvalidAccessKeyId", "InvalidAccessKeyID":
+	case "InvalidAccessKeyId", "InvalidAccessKeyID", "XAdminUserNotFound":
 		return "the server of " + s.where + " does not know this access key; look at AWS_ACCESS_KEY_ID or the credentials file"
 	case "SignatureDoesNotMatch":
 		return "the server of " + s.where + " refuses the signature: the secret key is not that of the access key, or a proxy in between changes the Host header"

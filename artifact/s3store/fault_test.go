@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -323,5 +324,57 @@ func TestPutFindsWhatIsThere(t *testing.T) {
 	}
 	if seen := p.seen(); slices.Contains(seen, "PUT blobs part") || slices.Contains(seen, "PUT blobs") {
 		t.Errorf("requests %q", seen)
+	}
+}
+
+// A later attempt stores its log between the look of an earlier one and its
+// upload, in one request or in parts.
+func TestLogSupersededMeanwhile(t *testing.T) {
+	server := s3test.Start(t)
+	p := newProxy(t, server)
+	o := options(t, server)
+	direct := open(t, o)
+	o.Endpoint = p.endpoint
+	s := open(t, o)
+	for _, existing := range []bool{false, true} {
+		for request, size := range map[string]int{"PUT logs": 100, "POST logs upload": 17 << 20} {
+			id := build.NewID()
+			log := func(s *s3store.Store, attempt, size int) error {
+				text := strings.Repeat(fmt.Sprint(attempt), size)
+				return s.PutLog(t.Context(), id, attempt, strings.NewReader(text), int64(size))
+			}
+			if existing {
+				if err := log(direct, 0, 10); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var once sync.Once
+			p.set(func(r *http.Request, _ int) fault {
+				if kind(r) != request {
+					return fault{}
+				}
+				return fault{before: func() {
+					once.Do(func() {
+						if err := log(direct, 2, 20); err != nil {
+							t.Error(err)
+						}
+					})
+				}}
+			})
+			if err := log(s, 1, size); !errors.Is(err, artifact.ErrSuperseded) {
+				t.Errorf("%s: PutLog = %v, want %v", request, err, artifact.ErrSuperseded)
+			}
+			f, n, err := direct.OpenLog(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			if n != 20 {
+				t.Errorf("%s: the log has %d bytes", request, n)
+			}
+			if left := server.Uploads(); len(left) > 0 {
+				t.Errorf("%s: left behind: %q", request, left)
+			}
+		}
 	}
 }

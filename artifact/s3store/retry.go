@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/monochromegane/cargo/artifact"
@@ -42,12 +43,15 @@ func (p *patient) wait(ctx context.Context, s *Store, what string, err error) er
 		return fmt.Errorf("%s: %w", what, cause)
 	}
 	if !again(err) {
+		if strings.HasPrefix(response(err).Code, "ExpiredToken") {
+			s.credentials.Expire() // whoever comes next asks for new ones
+		}
 		return s.explain(what, err)
 	}
 	if p.failures++; p.last == nil || !errors.Is(err, context.DeadlineExceeded) {
 		p.last = err // a word of the server says more than that the time is over
 	}
-	pause := rand.N(min(firstWait<<min(p.failures, 10), mostWait))
+	pause := rand.N(min(firstWait<<min(p.failures, 10), mostWait)) //nolint:gosec // a wait is no secret
 	if time.Since(p.start)+pause > p.total {
 		return fmt.Errorf("%w: %s: %d attempts in %v, the last: %w", artifact.ErrUnavailable, what, p.failures, time.Since(p.start).Round(time.Millisecond), p.last)
 	}
