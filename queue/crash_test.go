@@ -31,7 +31,7 @@ import (
 const childEnv = "CARGO_QUEUE_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	children := map[string]func(dir string) error{"work": childWork, "submit": childSubmit, "idle": childIdle, "full": childFull, "files": childFiles}
+	children := map[string]func(dir string) error{"work": childWork, "submit": childSubmit, "idle": childIdle, "full": childFull, "files": childFiles, "hold": childHold}
 	if child, ok := children[os.Getenv(childEnv)]; ok {
 		if err := child(os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)

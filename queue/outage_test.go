@@ -142,7 +142,7 @@ func (l *load) settle(q *queue.Queue) {
 			l.t.Errorf("accepted build %s: %s (%s), %v", id, b.State, b.Reason, err)
 		}
 	}
-	l.t.Logf("%d accepted, %d refused, %d finished, %d leases lost", len(ids), l.refused.Load(), len(l.finished), l.lost.Load())
+	l.t.Logf("%d accepted, %d refused, %d finished, %d leases lost", len(ids), l.refused.Load(), l.count(), l.lost.Load())
 }
 
 func (l *load) count() int {
