@@ -161,8 +161,9 @@ func TestStoreConfirmsAgain(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
 		time.AfterFunc(1100*time.Millisecond, func() { lock.Close() }) // longer than an answer is good for
-		return syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
+		return err
 	}}, content("new"))
 	if !errors.Is(err, lost) || asked != 2 {
 		t.Errorf("Put = %v, asked %d times", err, asked)

@@ -60,7 +60,7 @@ func (s *Store) putLog(ctx context.Context, u upload, attempt int) error {
 	case err != nil:
 		return err
 	default:
-		u.condition = condition(now.etag)
+		u.condition = unchanged(true, now.etag)
 		held, err := strconv.Atoi(metadata(info, attemptMetadata))
 		if err != nil {
 			break // it is not ours, or has been damaged

@@ -11,7 +11,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -321,4 +323,40 @@ func TestUnused(t *testing.T) {
 	if got := unused(); len(got) != 1 || got[0].SHA256 != old.Artifact.SHA256 || got[0].Size != 3 {
 		t.Errorf("unused %v, want %s", got, old.Artifact.SHA256)
 	}
+}
+
+// A scratch directory that is full is the machine's fault, and is used again
+// when it is not.
+func TestScratchFull(t *testing.T) {
+	server := s3test.Start(t)
+	o := options(t, server)
+	if err := os.MkdirAll(o.Scratch, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mount := func(flags uintptr, size string) error {
+		return syscall.Mount("cargo-test", o.Scratch, "tmpfs", flags, "size="+size)
+	}
+	if err := mount(0, "1m"); err != nil {
+		if slices.Contains(strings.Split(os.Getenv("CARGO_TEST_REQUIRE"), ","), "loop") { // which mounts, too
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	defer func() {
+		if err := syscall.Unmount(o.Scratch, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	s := open(t, o)
+	content := artifacttest.Random(8, 2<<20)
+	if _, err := put(t.Context(), s, meta("v1", build.NewID(), 1), content); !errors.Is(err, artifact.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Put = %v, want ErrUnavailable with %v", err, syscall.ENOSPC)
+	}
+	if err := mount(syscall.MS_REMOUNT, "4m"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := put(t.Context(), s, meta("v1", build.NewID(), 1), content); err != nil {
+		t.Error(err)
+	}
+	holds(t, server, o, "v1", content)
 }

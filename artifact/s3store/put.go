@@ -125,7 +125,7 @@ func (s *Store) setSlot(ctx context.Context, m artifact.Meta, o artifact.PutOpti
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), smallRequest)
 		defer cancel()
 		sent = true
-		err = s.putSmall(attempt, s.slotKey(slot), text, s.when(condition(now.etag), minio.PutObjectOptions{ContentType: "application/json"}))
+		err = s.putSmall(attempt, s.slotKey(slot), text, s.when(unchanged(now.found, now.etag), minio.PutObjectOptions{ContentType: "application/json"}))
 		if err != nil && context.Cause(ctx) != nil {
 			if _, done, readErr := ours(attempt); readErr == nil && done {
 				return nil
@@ -137,7 +137,7 @@ func (s *Store) setSlot(ctx context.Context, m artifact.Meta, o artifact.PutOpti
 
 // fence refuses m where its slot holds a later attempt of the same build.
 func fence(slot string, now slotState, m artifact.Meta) error {
-	if now.etag == "" {
+	if !now.found {
 		return nil
 	}
 	held, err := artifact.DecodeRecord(slot, now.text)

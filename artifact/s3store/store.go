@@ -100,8 +100,9 @@ const (
 
 // A slotState is what was read of a slot.
 type slotState struct {
-	text []byte
-	etag string // "" if there is nothing
+	text  []byte
+	found bool
+	etag  string
 }
 
 // Lookup returns what the slot, a [build.Key.Slot], holds. The error wraps
@@ -120,7 +121,7 @@ func (s *Store) Lookup(ctx context.Context, slot string) (artifact.Meta, error) 
 	if err != nil {
 		return artifact.Meta{}, err
 	}
-	if now.etag == "" {
+	if !now.found {
 		return artifact.Meta{}, fmt.Errorf("%w: slot %s", artifact.ErrNotFound, slot)
 	}
 	return artifact.DecodeRecord(slot, now.text)
@@ -137,7 +138,7 @@ func (s *Store) slot(ctx context.Context, slot string) (slotState, error) {
 	}
 	defer body.Close()
 	text, err := io.ReadAll(io.LimitReader(body, artifact.MaxRecord))
-	return slotState{text, info.ETag}, err
+	return slotState{text, true, info.ETag}, err
 }
 
 // SignedURL is a URL from which anybody gets the archive of a Meta that Lookup

@@ -51,6 +51,15 @@ const (
 	anything condition = "*" // or none
 )
 
+// unchanged is the condition that an object is as it was found, or not there as
+// before.
+func unchanged(found bool, etag string) condition {
+	if found && etag == "" { // not every server has one for what it did not write itself
+		return anything
+	}
+	return condition(etag)
+}
+
 // when puts c into o, if the server keeps conditions.
 func (s *Store) when(c condition, o minio.PutObjectOptions) minio.PutObjectOptions {
 	switch {
