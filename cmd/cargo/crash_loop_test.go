@@ -34,6 +34,7 @@ type loop struct {
 
 	refused   atomic.Int64 // requests that got 503 and Retry-After
 	exclusive atomic.Bool  // no build may run twice at once
+	logsBreak bool         // the disk that they are written to does
 
 	clients sync.WaitGroup
 	over    chan struct{} // closed: no new orders

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -117,7 +118,7 @@ func TestDiskFills(t *testing.T) {
 			}
 		}
 	})
-	f.wantRefusals(20)
+	f.wantRefusals(5)
 	pause(t.Context(), 3*time.Second)
 	stop()
 	filling.Wait()
@@ -169,34 +170,59 @@ func fillUp(name string) error {
 	return err
 }
 
-// The same where everything on the disk has become read-only. A file system on
-// which files are open for writing cannot be made so by mount; making each file
-// immutable fails the same calls, on open files too.
+// The same where what a server keeps has become read-only. A file system on
+// which files are open for writing cannot be made so by mount; see readOnly.
 func TestDiskReadOnly(t *testing.T) {
 	disk := smallDisk(t)
 	f := newFaulty(t, "containerd", filepath.Join(disk, "data"), "--disk", "32MiB", "--min-free", "1MiB")
-	t.Cleanup(func() { immutable(f, false) })
-	immutable(f, true)
-	f.wantRefusals(20)
+	f.logsBreak = true // what a build says meanwhile cannot be kept
+	back := f.readOnly()
+	f.wantRefusals(3)
 	pause(t.Context(), 3*time.Second)
-	immutable(f, false)
+	back()
 	f.wantProgress("the disk can be written again")
 	f.end()
 }
 
+// readOnly makes what the server keeps read-only, until back is called: what it
+// opens by a read-only mount, what it holds open by the flag that makes a file
+// immutable. The disks of builds stay as they are.
+func (f *faulty) readOnly() (back func()) {
+	t := f.loop.t
+	var undo []func()
+	back = func() {
+		for _, u := range slices.Backward(undo) {
+			u()
+		}
+		undo = nil
+	}
+	t.Cleanup(func() { back() })
+	for _, name := range []string{"queue", "logs", "storage", "cache"} {
+		dir := filepath.Join(f.data, name)
+		f.immutable(dir, true)
+		undo = append(undo, func() { f.immutable(dir, false) })
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		undo = append(undo, func() {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return back
+}
+
 const immutableFlag = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
 
-// immutable sets or clears the flag on all files and directories of a server.
-func immutable(f *faulty, on bool) {
-	_ = filepath.WalkDir(f.data, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // it has gone
-		}
-		if d.IsDir() && path == filepath.Join(f.data, "workspace") {
-			return filepath.SkipDir // other file systems
-		}
-		if !d.IsDir() && !d.Type().IsRegular() {
-			return nil
+// immutable sets or clears the flag on the files below dir.
+func (f *faulty) immutable(dir string, on bool) {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil // it has gone, or is no file
 		}
 		file, err := os.Open(path)
 		if err != nil {
