@@ -48,7 +48,7 @@ func (q *Queue) Submit(ctx context.Context, s Submission) (build.Build, error) {
 		return err
 	})
 	if err != nil && !errors.Is(err, ErrFull) && !errors.Is(err, ErrCallerFull) {
-		err = fmt.Errorf("submit build %s: %w", s.Build.ID, q.explain(ctx, err))
+		err = fmt.Errorf("submit build %s: %w", s.Build.ID, q.explain(err))
 	}
 	return b, err
 }
@@ -134,7 +134,7 @@ func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
 		return err
 	})
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.explain(ctx, err))
+		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.explain(err))
 	}
 	return r.Build, err
 }
@@ -192,8 +192,6 @@ func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
 	ours := false
 	r, err := q.update(within, id, func(r *record) error {
 		switch {
-		case r.Build.State == build.Canceled && ours:
-			return nil // a try before did it and never knew
 		case r.Build.State.Ended():
 			return ErrEnded
 		case r.Build.State == build.Queued:
@@ -205,10 +203,13 @@ func (q *Queue) Cancel(ctx context.Context, id build.ID) error {
 		return nil
 	})
 	if errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) { // it was there a moment ago
+		if r, err := q.record(within, id); ours && err == nil && r.Build.State == build.Canceled {
+			return nil // by a try that never knew
+		}
 		return ErrEnded
 	}
 	if err != nil {
-		return fmt.Errorf("cancel build %s: %w", id, q.explain(ctx, err))
+		return fmt.Errorf("cancel build %s: %w", id, q.explain(err))
 	}
 	q.drop(ctx, r)
 	return nil
@@ -348,15 +349,12 @@ func (q *Queue) keep(ctx context.Context, r record) error {
 }
 
 // explain is ErrClosed or ErrBroken in place of what the store says then.
-func (q *Queue) explain(ctx context.Context, err error) error {
+func (q *Queue) explain(err error) error {
 	if q.ctx.Err() != nil {
 		return ErrClosed
 	}
 	if broken := q.store.broken(); broken != nil {
 		return broken
-	}
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !errors.Is(err, ErrUnavailable) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err) // of our own patience
 	}
 	return err
 }
@@ -412,7 +410,7 @@ func (q *Queue) List(ctx context.Context, f Filter) (page []build.Build, more bo
 	}
 	page, more, err = q.listEnded(ctx, f, all, before, page)
 	if err != nil {
-		return nil, false, fmt.Errorf("list builds: %w", q.explain(ctx, err))
+		return nil, false, fmt.Errorf("list builds: %w", q.explain(err))
 	}
 	return page, more, nil
 }
@@ -423,7 +421,7 @@ func (q *Queue) endedAt(ctx context.Context, id build.ID) (uint64, error) {
 	}
 	_, seq, err := q.store.ended.get(ctx, string(id))
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return 0, fmt.Errorf("list builds after %s: %w", id, q.explain(ctx, err))
+		return 0, fmt.Errorf("list builds after %s: %w", id, q.explain(err))
 	}
 	return seq, err
 }

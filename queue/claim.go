@@ -29,9 +29,12 @@ type Claim struct {
 	once sync.Once
 
 	// With turn:
-	renewed time.Time     // when the last renewal was sent
-	will    func(*record) // what Finish or Requeue could not write yet
-	inTime  bool          // Finish was called while the claim stood
+	renewed time.Time // when the last renewal was sent
+	settled bool      // will is written
+
+	mu     sync.Mutex
+	will   func(*record) // what Finish or Requeue want written; the renewal does it if they cannot
+	inTime bool          // Finish was called while the claim stood
 }
 
 // Build is the build as it was claimed.
@@ -85,7 +88,7 @@ func (q *Queue) Claim(ctx context.Context) (*Claim, error) {
 		if err == nil {
 			return c, nil
 		}
-		if err = q.explain(ctx, err); !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBroken) {
+		if err = q.explain(err); !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBroken) {
 			return nil, fmt.Errorf("claim build %s: %w", l.rec.Build.ID, err)
 		}
 		q.log.Warn("a build could not be claimed", "build", l.rec.Build.ID, "err", err)
@@ -227,9 +230,10 @@ func (c *Claim) beat() bool {
 		return false
 	}
 	lapse := c.renewed.Add(c.q.lease * 3 / 4)
-	change := c.will
+	will := c.wanted()
+	change := will
 	switch {
-	case change != nil:
+	case will != nil:
 	case c.lapsed():
 		return true // the work is being stopped; then Requeue comes
 	default:
@@ -244,7 +248,8 @@ func (c *Claim) beat() bool {
 	if errors.Is(err, ErrNotFound) {
 		err = ErrLeaseLost
 	}
-	if c.will != nil && (err == nil || errors.Is(err, ErrLeaseLost)) {
+	if will != nil && (err == nil || errors.Is(err, ErrLeaseLost)) {
+		c.settled = err == nil
 		c.end(cmp.Or(err, context.Canceled))
 		c.q.view.drop(c) // nobody may ask again
 		return false
@@ -278,18 +283,16 @@ func (c *Claim) Confirm(ctx context.Context) error {
 		c.end(ErrLeaseLost)
 		err = ErrLeaseLost
 	default:
-		err = c.q.explain(ctx, err)
+		err = c.q.explain(err)
 	}
 	return fmt.Errorf("confirm the claim of build %s: %w", c.build.ID, err)
 }
 
 func (c *Claim) confirm(ctx context.Context) error {
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := c.begin(ctx); err != nil {
+		return err
 	}
+	defer func() { <-c.turn }()
 	if cause := context.Cause(c.ctx); errors.Is(cause, ErrLeaseLost) {
 		return cause
 	}
@@ -299,6 +302,17 @@ func (c *Claim) confirm(ctx context.Context) error {
 		c.renewed = began
 	}
 	return err
+}
+
+// begin waits until the renewal does not write; who has a turn gives it back. A
+// renewal that takes long is waiting for the queue.
+func (c *Claim) begin(ctx context.Context) error {
+	select {
+	case c.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: a renewal is under way: %w", ErrUnavailable, context.Cause(ctx))
+	}
 }
 
 func maxTime(a, b time.Time) time.Time {
@@ -320,7 +334,17 @@ func (c *Claim) Finish(ctx context.Context, b build.Build) error {
 	if b.FinishedAt.IsZero() {
 		b.FinishedAt = time.Now().UTC()
 	}
-	return c.release(ctx, "finish", func(r *record) { r.Build = b })
+	err := c.release(ctx, "finish", func(r *record) { r.Build = b })
+	if errors.Is(err, ErrLeaseLost) && c.finished(ctx, b) {
+		return nil
+	}
+	return err
+}
+
+// finished reports whether an earlier call ended the build as b and never knew.
+func (c *Claim) finished(ctx context.Context, b build.Build) bool {
+	got, err := c.q.Get(ctx, b.ID)
+	return err == nil && got.Attempt == c.build.Attempt && got.State == b.State && got.Reason == b.Reason
 }
 
 // Requeue makes the build queued again, or canceled if that was asked for, and
@@ -332,20 +356,18 @@ func (c *Claim) Requeue(ctx context.Context) error {
 }
 
 func (c *Claim) release(ctx context.Context, doing string, change func(*record)) error {
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	c.inTime = c.inTime || doing == "finish" && !c.lapsed()
-	if doing == "finish" && !c.inTime {
-		c.will = (*record).giveBack // what was not stopped in time for its lease may not finish
+	if !c.want(change, doing == "finish") {
 		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, context.Cause(c.ctx))
 	}
-	r, err := c.settle(ctx, change)
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := c.begin(within); err != nil {
+		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.explain(err))
+	}
+	defer func() { <-c.turn }()
+	r, err := c.settle(within)
 	if err != nil && !errors.Is(err, ErrLeaseLost) {
-		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.explain(ctx, err))
+		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, c.q.explain(err))
 	}
 	c.once.Do(func() { close(c.stop) })
 	c.done.Wait()
@@ -358,21 +380,37 @@ func (c *Claim) release(ctx context.Context, doing string, change func(*record))
 	return nil
 }
 
-// settle writes the end of the claim.
-func (c *Claim) settle(ctx context.Context, change func(*record)) (r record, err error) {
-	if cause := context.Cause(c.ctx); errors.Is(cause, ErrLeaseLost) && !c.lapsed() {
-		return r, cause
+// want notes what the end of the claim shall be. What was not stopped in time
+// for its lease may not finish, but be queued again.
+func (c *Claim) want(change func(*record), finish bool) (allowed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inTime = c.inTime || finish && !c.lapsed()
+	allowed = !finish || c.inTime
+	if !allowed {
+		change = (*record).giveBack
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	r, err = c.q.update(ctx, c.build.ID, c.whileHeld(change))
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return r, ErrLeaseLost
-	case errors.Is(err, ErrLeaseLost) && r.Claim == c.name && r.Build.State.Ended():
-		return r, nil // an earlier call did it and never knew
-	case err != nil && !errors.Is(err, ErrLeaseLost):
-		c.will = change
+	c.will = change
+	return allowed
+}
+
+func (c *Claim) wanted() func(*record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.will
+}
+
+// settle writes what is wanted.
+func (c *Claim) settle(ctx context.Context) (record, error) {
+	if c.settled {
+		return record{}, nil
+	}
+	if cause := context.Cause(c.ctx); errors.Is(cause, ErrLeaseLost) && !c.lapsed() {
+		return record{}, cause
+	}
+	r, err := c.q.update(ctx, c.build.ID, c.whileHeld(c.wanted()))
+	if errors.Is(err, ErrNotFound) {
+		err = ErrLeaseLost
 	}
 	return r, err
 }

@@ -65,7 +65,7 @@ func (q *Queue) withFleet(ctx context.Context, create bool, doing string, do fun
 		return do(within, f)
 	})
 	if err != nil {
-		return fmt.Errorf("%s: %w", doing, q.explain(ctx, err))
+		return fmt.Errorf("%s: %w", doing, q.explain(err))
 	}
 	return nil
 }

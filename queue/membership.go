@@ -286,7 +286,7 @@ func (m *Membership) Close() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), leaveTimeout)
 	defer cancel()
 	if err := m.fleet.remove(ctx, entryKey+m.entry.Name, m.rev); err != nil {
-		return fmt.Errorf("leave the workers: %w", m.q.explain(ctx, err))
+		return fmt.Errorf("leave the workers: %w", m.q.explain(err))
 	}
 	return nil
 }

@@ -1,18 +1,45 @@
 // Package queue keeps the record of every build and hands queued builds to
 // workers. What it has acknowledged is on disk.
 //
-// It is a JetStream server inside the process. A live build (queued or
-// running) is one message in the bucket "live", under the digest of its key:
-// the record is the queue, so there is no second thing that must agree with
-// it, and two builds of one key cannot be live at once. Every change is a
-// compare-and-set on the record's revision. A build ends when its record in
-// "live" says so; after that, and again at the next Open if a crash came
-// between, the record moves to the stream "ended" and the caller's sealed
-// token is overwritten in the stream "tokens".
+// It is JetStream: a server inside the process, or a NATS cluster that any
+// number of processes share. A live build (queued or running) is one message in
+// the bucket "live", under the digest of its key: the record is the queue, so
+// there is no second thing that must agree with it, and two builds of one key
+// cannot be live at once. Every change is a compare-and-set on the record's
+// revision. A build ends when its record in "live" says so; after that, and
+// again by whoever sees it there later if a crash came between, the record moves
+// to the stream "ended" and the caller's sealed token is overwritten in the
+// stream "tokens".
 //
-// A claim is a lease that its worker renews. It has run out when an observer
-// has seen the same revision for the length of the lease on its own monotonic
-// clock; no two machines' clocks are ever compared.
+// # Exclusion
+//
+// A claim is a lease that its worker renews. It has run out when an observer has
+// seen the same revision for the length of the lease on its own monotonic
+// clock; no two machines' clocks are ever compared, and time in which the
+// observer could not hear the queue, or stood still itself, does not count.
+// Then it takes the build by compare-and-set. Of the worker that still believes
+// in its claim and the observer, one writes first, and the other's write fails:
+// a majority of the cluster has agreed on one order. So one claim at most ends a
+// build, whatever any process believes.
+//
+// The lease only keeps two workers from working at the same time; it is not what
+// makes the result right. A worker that cannot renew stops at three quarters of
+// it, before anybody else may start. A worker that stands still (SIGSTOP, a
+// paused virtual machine) cannot stop anything: its container may go on beside
+// that of the one who has its build now, and between two of its instructions any
+// time may pass. When it wakes it can finish nothing, and it learns so from the
+// first thing that it asks here. What it does elsewhere is not fenced by this
+// package: it calls Confirm last before it makes its artifact visible, and the
+// artifact store refuses an attempt that is lower than the one it has.
+//
+// # Outages
+//
+// Every request has an end, and is made again with the same id for a while; then
+// the error is ErrUnavailable, or ErrBroken if the embedded server cannot write.
+// A "not found" is believed only of a server whose index agrees, that has heard
+// most of its followers and knows all that the asker knows. Nothing has to be
+// restarted: connections, the watch of the live builds and the embedded server
+// come back by themselves.
 package queue
 
 import (

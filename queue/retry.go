@@ -32,7 +32,7 @@ func (s *store) ask(ctx context.Context, request func(context.Context) error) er
 	defer cancel()
 	defer context.AfterFunc(s.connection(), cancel)()
 	err := request(within)
-	if err != nil && ctx.Err() == nil && unanswered(err) {
+	if err != nil && unanswered(err) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err

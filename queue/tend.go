@@ -34,7 +34,7 @@ func (q *Queue) Recover(ctx context.Context) (n int, err error) {
 	own := q.view.abandoned(func(r record, _ time.Duration) bool { return q.store.embedded != nil || r.Worker == q.worker })
 	for _, l := range own {
 		if err := q.lose(ctx, l); err != nil {
-			return n, fmt.Errorf("take back build %s: %w", l.rec.Build.ID, q.explain(ctx, err))
+			return n, fmt.Errorf("take back build %s: %w", l.rec.Build.ID, q.explain(err))
 		}
 		n++
 	}
