@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A cache keeps files and directories on disk, by name, within a number of
@@ -110,8 +112,14 @@ func (c *cache) get(name string) (*os.File, error) {
 		}
 		f.Close()
 	}
+	if scarce(err) { // which says nothing of the file
+		return nil, cacheError(err)
+	}
 	c.drop(e)
-	return nil, fmt.Errorf("%w: lost or spoilt", fs.ErrNotExist)
+	if err != nil {
+		return nil, fmt.Errorf("%w: lost: %w", fs.ErrNotExist, err)
+	}
+	return nil, fmt.Errorf("%w: spoilt", fs.ErrNotExist)
 }
 
 // use marks an entry as the one used last and returns a copy of it.
@@ -189,6 +197,31 @@ func (c *cache) pass(ctx context.Context, r io.Reader) (*os.File, error) {
 		return nil, cacheError(err)
 	}
 	if _, err := copyTo(ctx, f, r); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// maxSpare bounds a file that is handed out from memory, in bytes. Most are
+// smaller by far.
+const maxSpare = 1 << 20
+
+// spare is what r has to give as an open file in memory, for want of a disk.
+func spare(ctx context.Context, r io.ReadSeeker) (*os.File, error) {
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("module", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "module")
+	n, err := io.Copy(f, io.LimitReader(reader{ctx, r}, maxSpare+1))
+	if err == nil && n > maxSpare {
+		err = errTooLarge
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}

@@ -51,6 +51,8 @@ type Door struct {
 	stats    Stats
 	path     int64
 	spent    bool // a file was refused: there were too many bytes
+	// The first since Fault was called last, of this server and of upstreams.
+	broken, silent *Fault
 }
 
 // Stats is what went through a Door.
@@ -114,6 +116,32 @@ func (d *Door) Usage() []slog.Attr {
 	return []slog.Attr{slog.Int("requests", s.Requests), slog.Int64("bytes", s.Bytes), slog.Int("blocked", s.Blocked)}
 }
 
+// Fault returns, and forgets, the first [Fault] since it was called last, one
+// of this server's rather than an upstream's; nil if there was none.
+func (d *Door) Fault() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := cmp.Or(d.broken, d.silent)
+	d.broken, d.silent = nil, nil
+	if f == nil {
+		return nil
+	}
+	return f
+}
+
+// blame notes what kept the door from answering, if that is a Fault.
+func (d *Door) blame(q request, err error) {
+	f := &Fault{Module: cmp.Or(q.path, q.name), Err: err}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case own(err):
+		d.broken = cmp.Or(d.broken, f)
+	case errors.Is(err, ErrUnavailable):
+		d.silent = cmp.Or(d.silent, f)
+	}
+}
+
 // ServeHTTP answers one request.
 func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !d.enter() {
@@ -132,7 +160,7 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if q.kind == kindSupported {
 		return
 	}
-	file, from, release, err := d.proxy.open(r.Context(), q)
+	file, from, release, err := d.open(r.Context(), q)
 	if err != nil {
 		if r.Context().Err() == nil {
 			d.proxy.metrics.ModulesServed(from, 1)
@@ -144,6 +172,32 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if d.send(w, r, q, file.File) {
 		d.proxy.metrics.ModulesServed(from, 1)
 	}
+}
+
+const (
+	// openAttempts is how often a file is asked for where this server has too
+	// many files open.
+	openAttempts = 4
+	// openPause comes before the second of them; it doubles with each.
+	openPause = 250 * time.Millisecond
+)
+
+// open is Proxy.open, which tries again where it may help to wait.
+func (d *Door) open(ctx context.Context, q request) (file *answer, from string, release func(), err error) {
+	for n := range openAttempts {
+		if n > 0 {
+			d.proxy.client.CloseIdleConnections()
+			select {
+			case <-time.After(openPause << (n - 1)):
+			case <-ctx.Done():
+			}
+		}
+		file, from, release, err = d.proxy.open(ctx, q)
+		if !scarce(err) || ctx.Err() != nil {
+			break
+		}
+	}
+	return file, from, release, err
 }
 
 // send writes all of file, unless that is more than the build may have. Ranges
@@ -162,7 +216,11 @@ func (d *Door) send(w http.ResponseWriter, r *http.Request, q request, file *os.
 	w.Header().Set("Content-Type", contentTypes[q.kind])
 	w.Header().Set("Content-Length", strconv.FormatInt(fi.Size(), 10))
 	if r.Method == http.MethodGet {
-		_, _ = io.Copy(w, io.NewSectionReader(file, 0, fi.Size())) // the client sees what is missing
+		_, err = io.Copy(w, io.NewSectionReader(file, 0, fi.Size())) // the client sees what is missing
+		if _, disk := errors.AsType[*fs.PathError](err); disk {
+			d.proxy.log.Error("cannot read a module", "file", q.name, "err", err)
+			d.blame(q, cacheError(err))
+		}
 	}
 	return true
 }
@@ -232,6 +290,12 @@ func (d *Door) fail(w http.ResponseWriter, r *http.Request, q request, err error
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // to return would be an empty answer
 	}
+	d.blame(q, err) // before the answer, which may end the build
+	if own(err) {
+		d.proxy.log.Error("cannot hand out a module", "file", q.name, "err", err)
+		say(w, http.StatusInternalServerError, "this server cannot hand out modules now; its own log says why")
+		return
+	}
 	if status, ok := errors.AsType[*statusError](err); ok && status.code != http.StatusUnauthorized && status.code != http.StatusProxyAuthRequired {
 		say(w, status.code, cmp.Or(status.text, http.StatusText(status.code)))
 		return
@@ -240,9 +304,6 @@ func (d *Door) fail(w http.ResponseWriter, r *http.Request, q request, err error
 	case errors.Is(err, errUnverified):
 		d.proxy.log.Warn("module refused", "module", q.path+"@"+q.version, "err", err)
 		say(w, http.StatusBadGateway, q.path+"@"+q.version+" was not confirmed by this server's checksum database, so it is not passed on")
-	case errors.Is(err, errCache):
-		d.proxy.log.Error("cannot keep a module", "file", q.name, "err", err)
-		say(w, http.StatusInternalServerError, "this server cannot keep modules; its own log says why")
 	case errors.Is(err, fs.ErrNotExist):
 		say(w, http.StatusNotFound, cmp.Or(err.Error(), "not found"))
 	default:

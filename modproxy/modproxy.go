@@ -173,9 +173,9 @@ var errUnverified = errors.New("not confirmed by the checksum database")
 // may be reading it too.
 type answer struct {
 	*os.File
-	// kept is false of what an upstream gave for a password. It is for those
-	// who wait for it now, all of whom could have fetched it, and goes with
-	// the last of them.
+	// kept is false of what an upstream gave for a password, and of what the
+	// cache cannot take. It is for those who wait for it now, all of whom could
+	// have fetched it, and goes with the last of them.
 	kept bool
 }
 
@@ -186,8 +186,12 @@ func (p *Proxy) open(ctx context.Context, q request) (file *answer, from string,
 		fetched := false
 		file, release, err = p.files.do(ctx, q.name, func(ctx context.Context) (*answer, error) {
 			if q.immutable() || p.offline {
-				if f, err := p.cache.get(q.name); err == nil {
+				f, err := p.cache.get(q.name)
+				if err == nil {
 					return &answer{f, true}, nil
+				}
+				if scarce(err) || p.offline && own(err) { // else it is fetched anew
+					return nil, cacheError(err)
 				}
 			}
 			a, err := p.fetch(ctx, q)
@@ -215,8 +219,8 @@ func (p *Proxy) open(ctx context.Context, q request) (file *answer, from string,
 
 // whence is the one of Sources for a file that could not be had.
 func whence(err error) string {
-	own := errors.Is(err, errPassword) || errors.Is(err, errSum) || errors.Is(err, errRoom)
-	if !errors.Is(err, errCache) && (refused(err) || own) {
+	unfit := errors.Is(err, errPassword) || errors.Is(err, errSum) || errors.Is(err, errRoom)
+	if !own(err) && (refused(err) || unfit) {
 		return fromRefused
 	}
 	return fromFailed
@@ -265,17 +269,26 @@ func (p *Proxy) fetch(ctx context.Context, q request) (*answer, error) {
 	return a, err
 }
 
-// keep puts what up answered into the cache, unless up wanted a password for it.
-func (p *Proxy) keep(ctx context.Context, up upstream, name string, r io.Reader) (*answer, error) {
+// keep puts what up answered into the cache, unless up wanted a password for
+// it. What the cache cannot take is no less an answer, if it is small.
+func (p *Proxy) keep(ctx context.Context, up upstream, q request, r io.ReadSeeker) (*answer, error) {
 	keep := p.cache.put
 	if up.user != nil {
 		keep = func(ctx context.Context, _ string, r io.Reader) (*os.File, error) { return p.cache.pass(ctx, r) }
 	}
-	f, err := keep(ctx, name, r)
-	if err != nil {
+	f, err := keep(ctx, q.name, r)
+	if err == nil {
+		return &answer{f, up.user == nil}, nil
+	}
+	if q.toKeep || !errors.Is(err, errCache) {
 		return nil, err
 	}
-	return &answer{f, up.user == nil}, nil
+	f, none := spare(ctx, r)
+	if none != nil {
+		return nil, err
+	}
+	p.log.Error("cannot keep a module", "file", q.name, "err", err)
+	return &answer{f, false}, nil
 }
 
 func (p *Proxy) fetchMod(ctx context.Context, up upstream, q request) (*answer, error) {
@@ -291,19 +304,19 @@ func (p *Proxy) fetchMod(ctx context.Context, up upstream, q request) (*answer, 
 	if modfile.ModulePath(b) == "" {
 		return nil, fmt.Errorf("%s@%s: not a go.mod file", q.path, q.version)
 	}
-	return p.keep(ctx, up, q.name, bytes.NewReader(b))
+	return p.keep(ctx, up, q, bytes.NewReader(b))
 }
 
 func (p *Proxy) fetchList(ctx context.Context, up upstream, q request) (*answer, error) {
-	versions, err := p.fetcher(ctx, up).List(ctx, q.path)
+	versions, err := p.fetcher(up, p.verifier(ctx)).List(ctx, q.path)
 	if err != nil {
 		return nil, err
 	}
-	return p.keep(ctx, up, q.name, strings.NewReader(strings.Join(versions, "\n")))
+	return p.keep(ctx, up, q, strings.NewReader(strings.Join(versions, "\n")))
 }
 
 func (p *Proxy) fetchInfo(ctx context.Context, up upstream, q request) (*answer, error) {
-	version, t, err := p.fetcher(ctx, up).Query(ctx, q.path, q.version)
+	version, t, err := p.fetcher(up, p.verifier(ctx)).Query(ctx, q.path, q.version)
 	if err != nil {
 		return nil, err
 	}
@@ -314,15 +327,16 @@ func (p *Proxy) fetchInfo(ctx context.Context, up upstream, q request) (*answer,
 	if err != nil {
 		return nil, err
 	}
-	return p.keep(ctx, up, q.name, bytes.NewReader(b))
+	return p.keep(ctx, up, q, bytes.NewReader(b))
 }
 
 // fetchZip keeps the other files of the version too, since it has them, and
 // returns the zip. The go.mod is checked now.
 func (p *Proxy) fetchZip(ctx context.Context, up upstream, q request) (*answer, error) {
-	info, mod, zip, err := p.fetcher(ctx, up).Download(ctx, q.path, q.version)
+	v := p.verifier(ctx)
+	info, mod, zip, err := p.fetcher(up, v).Download(ctx, q.path, q.version)
 	if err != nil {
-		return nil, p.verdict(q, err)
+		return nil, v.verdict(q, err)
 	}
 	defer info.Close()
 	defer mod.Close()
@@ -330,29 +344,39 @@ func (p *Proxy) fetchZip(ctx context.Context, up upstream, q request) (*answer, 
 	if up.user == nil {
 		for ext, r := range map[string]io.Reader{".info": info, ".mod": mod} {
 			f, err := p.cache.put(ctx, strings.TrimSuffix(q.name, ".zip")+ext, r)
-			if err != nil {
+			switch {
+			case err == nil:
+				f.Close()
+			case !errors.Is(err, errCache): // else the zip may still do
 				return nil, err
 			}
-			f.Close()
 		}
 	}
-	return p.keep(ctx, up, q.name, zip)
+	return p.keep(ctx, up, q, zip)
 }
 
 // verdict tells a module that did not stand goproxy's checks from one that
 // could not be fetched, which only the text of goproxy's error does. It must
 // not pass for a module that does not exist.
-func (p *Proxy) verdict(q request, err error) error {
+func (v *verifier) verdict(q request, err error) error {
+	if ours := trouble(err); ours != nil {
+		return ours
+	}
+	// goproxy passes on no more than the text of what broke a lookup. What it
+	// says after one does not exist for it.
+	if broke := v.trouble(); broke != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w (%v)", broke, err)
+	}
 	if text := err.Error(); strings.HasPrefix(text, q.path+"@"+q.version) || strings.HasPrefix(text, "invalid ") {
 		return fmt.Errorf("%w: %v", errUnverified, err)
 	}
 	return err
 }
 
-// fetcher fetches from one upstream. It lives for one call: goproxy's keeps
+// fetcher fetches from one upstream and checks with v. It lives for one call: goproxy's keeps
 // every record of the checksum database that it reads, and every error, for as
 // long as it lives.
-func (p *Proxy) fetcher(ctx context.Context, up upstream) *goproxy.GoFetcher {
+func (p *Proxy) fetcher(up upstream, v *verifier) *goproxy.GoFetcher {
 	db := "off"
 	if p.sumdb.name != "" {
 		db = p.sumdb.key + " http://" + verifierHost
@@ -360,6 +384,6 @@ func (p *Proxy) fetcher(ctx context.Context, up upstream) *goproxy.GoFetcher {
 	return &goproxy.GoFetcher{
 		Env:       []string{"GOPROXY=" + up.url.String(), "GOSUMDB=" + db, "GONOSUMDB=" + p.nosumdb},
 		TempDir:   p.cache.tempDir(),
-		Transport: verifierTransport{ctx: ctx, proxy: p, next: p.transport},
+		Transport: v,
 	}
 }

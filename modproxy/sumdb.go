@@ -1,6 +1,7 @@
 package modproxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/mod/sumdb/note"
@@ -115,32 +117,51 @@ func (p *Proxy) fetchSumDB(ctx context.Context, q request) (*answer, error) {
 		return nil, err
 	}
 	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
 	from := upstream{url: base}
 	if up := p.transport.match(u); up != nil {
 		from = *up
 	}
-	return p.keep(ctx, from, q.name, r)
+	return p.keep(ctx, from, q, bytes.NewReader(b))
 }
 
 // verifierHost is where goproxy's fetcher believes the checksum database to be.
 const verifierHost = "sumdb.invalid"
 
-// A verifierTransport sends what goproxy's fetcher asks of the checksum
+// A verifier sends what goproxy's fetcher asks of the checksum
 // database the way that a build's own questions go: through the cache, from
 // wherever the database was found, and within ctx, which the fetcher does not
 // pass on.
-type verifierTransport struct {
+type verifier struct {
 	ctx   context.Context
 	proxy *Proxy
-	next  http.RoundTripper
+
+	mu    sync.Mutex
+	broke error // the first that was no answer of the database
 }
 
-func (t verifierTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+func (p *Proxy) verifier(ctx context.Context) *verifier { return &verifier{ctx: ctx, proxy: p} }
+
+func (v *verifier) trouble() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.broke
+}
+
+func (v *verifier) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Host != verifierHost {
-		return t.next.RoundTrip(r)
+		return v.proxy.transport.RoundTrip(r)
 	}
-	body, err := t.answer(r)
+	body, err := v.answer(r)
 	if err != nil {
+		v.mu.Lock()
+		if v.broke == nil && (own(err) || errors.Is(err, ErrUnavailable)) {
+			v.broke = err
+		}
+		v.mu.Unlock()
 		return failure(r, err), nil
 	}
 	return &http.Response{
@@ -150,12 +171,12 @@ func (t verifierTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-func (t verifierTransport) answer(r *http.Request) (io.ReadCloser, error) {
-	q, err := parse("/sumdb/"+t.proxy.sumdb.name+r.URL.Path, t.proxy.sumdb.name)
+func (v *verifier) answer(r *http.Request) (io.ReadCloser, error) {
+	q, err := parse("/sumdb/"+v.proxy.sumdb.name+r.URL.Path, v.proxy.sumdb.name)
 	if err != nil {
 		return nil, err
 	}
-	file, _, release, err := t.proxy.open(t.ctx, q)
+	file, _, release, err := v.proxy.open(v.ctx, q)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", q.name, err)
 	}

@@ -1,6 +1,7 @@
 package modproxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -315,6 +316,10 @@ func (p *Proxy) heldTree(v module.Version) (*hold, error) {
 	}
 	sum, err := dirhash.HashDir(filepath.Join(h.dir, treeRoot), v.String(), dirhash.Hash1)
 	hash, err2 := os.ReadFile(filepath.Join(h.dir, treeHash))
+	if scarce(err) || scarce(err2) { // which says nothing of the tree
+		h.Close()
+		return nil, cacheError(cmp.Or(err, err2))
+	}
 	if want := h1(h.entry.sum); err != nil || err2 != nil || sum != want || string(hash) != want {
 		h.forget()
 		return nil, fs.ErrNotExist

@@ -122,7 +122,7 @@ const (
 // A transport asks upstreams: it adds their credentials, bounds what they may
 // send and how long it may take, and keeps the credentials out of what they say.
 type transport struct {
-	base    http.RoundTripper
+	base    *http.Transport
 	ups     []upstream
 	secrets *strings.Replacer
 	fetched func(bytes int64) // told how long an answer was
@@ -192,13 +192,17 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 	}
-	return failure(r, trouble), nil
+	return failure(r, fmt.Errorf("%w: %w", ErrUnavailable, trouble)), nil
 }
 
 const (
 	attempts = 3
 	pause    = 300 * time.Millisecond // before the second attempt, twice that before the third
 )
+
+// CloseIdleConnections gives back the descriptors of connections that wait for
+// another request. See [http.Client.CloseIdleConnections].
+func (t *transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
 
 // ask sends r once.
 func (t *transport) ask(r *http.Request) (*http.Response, error) {
@@ -258,7 +262,8 @@ func (t *transport) match(u *url.URL) *upstream {
 	return best
 }
 
-// body fails, instead of ending, where an answer is longer than it may be.
+// body fails, instead of ending, where an answer is longer than it may be. An
+// answer that ends before its end is none.
 type body struct {
 	io.Reader
 	io.Closer
@@ -272,6 +277,9 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
 	if b.read += int64(n); b.read > b.limit {
 		return 0, errTooLarge
+	}
+	if err != nil && err != io.EOF { //nolint:errorlint // as the contract of Read has it
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return n, err
 }

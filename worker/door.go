@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -8,10 +10,32 @@ import (
 	"github.com/monochromegane/cargo/executor"
 )
 
+// A doorError takes the place of the failure of a command that may be due to
+// its door.
+type doorError struct{ fault, exit error }
+
+func (e *doorError) Error() string { return fmt.Sprintf("%v, after the door: %v", e.exit, e.fault) }
+func (e *doorError) Unwrap() error { return e.fault }
+
+// pardoned returns err, the outcome of the build's commands, or the fault of
+// the door during the last of them where nothing else explains that it failed.
+func (j *job) pardoned(err, fault error) error {
+	_, exited := errors.AsType[*executor.ExitError](err)
+	limited := errors.Is(err, executor.ErrOutOfMemory) || errors.Is(err, executor.ErrTooManyProcesses) || j.diskFull()
+	if fault == nil || !exited || limited {
+		return err
+	}
+	return &doorError{fault, err}
+}
+
 // A Door is a build's way to its modules and nothing else. Serve is called for
 // each step of the build and must return when its listener is closed, too.
 type Door interface {
 	executor.Door
+	// Fault returns, and forgets, the first thing that kept it from answering
+	// since Fault was called last, and was no fault of the build's: a
+	// [modproxy.Fault], or nil.
+	Fault() error
 	// Usage says, after Close, what went through it, for the build's log.
 	Usage() []slog.Attr
 }

@@ -206,7 +206,8 @@ func (j *job) warn(msg string, phase build.PhaseName, attrs ...slog.Attr) {
 // execute runs the steps of the plan, each in a fresh container over the same
 // directory, all through one door.
 func (j *job) execute(ctx context.Context, try int) (err error) {
-	defer func() { err = j.landed(err) }()
+	var fault error // of the door during the last step
+	defer func() { err = j.pardoned(j.landed(err), fault) }()
 	door := j.OpenDoor()
 	defer func() {
 		_ = door.Close()
@@ -214,7 +215,9 @@ func (j *job) execute(ctx context.Context, try int) (err error) {
 	}()
 	for n, s := range j.plan.Steps {
 		j.say("running", build.PhaseBuild, slog.String("recipe", j.plan.Name), slog.String("command", strings.Join(s.Args, " ")))
-		if err := j.step(ctx, fmt.Sprintf("%s-%d-%d-%d", j.build.ID, j.build.Attempt, try, n), s, door); err != nil {
+		err := j.step(ctx, fmt.Sprintf("%s-%d-%d-%d", j.build.ID, j.build.Attempt, try, n), s, door)
+		fault = door.Fault()
+		if err != nil {
 			return &stepError{step: s, err: err}
 		}
 	}

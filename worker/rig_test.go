@@ -358,6 +358,7 @@ type door struct {
 	mu             *sync.Mutex
 	served, closed int
 	asked          bool
+	fault          error // of the next step that is over
 }
 
 func (r *rig) openDoor() worker.Door {
@@ -387,6 +388,14 @@ func (d *door) Close() error {
 	defer d.mu.Unlock()
 	d.closed++
 	return nil
+}
+
+func (d *door) Fault() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fault := d.fault
+	d.fault = nil
+	return fault
 }
 
 func (d *door) Usage() []slog.Attr {

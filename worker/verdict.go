@@ -14,6 +14,7 @@ import (
 	"github.com/monochromegane/cargo/buildlog"
 	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/gitsrc"
+	"github.com/monochromegane/cargo/modproxy"
 	"github.com/monochromegane/cargo/queue"
 	"github.com/monochromegane/cargo/recipe"
 )
@@ -156,12 +157,25 @@ func (j *job) judge(err error) verdict {
 	return v
 }
 
-// excuse says who broke an attempt, with nothing of err in it.
+// excuse says who broke an attempt, with nothing of err in it but the name of
+// a module.
 func excuse(err error) string {
-	if errors.Is(err, gitsrc.ErrUnavailable) {
+	switch {
+	case errors.Is(err, gitsrc.ErrUnavailable):
 		return "The forge did not answer."
+	case errors.Is(err, modproxy.ErrUnavailable):
+		return silence(err) + "."
 	}
 	return "Something broke on our side, not yours."
+}
+
+// silence says which module an upstream module proxy did not answer for.
+func silence(err error) string {
+	what := "a module"
+	if f, ok := errors.AsType[*modproxy.Fault](err); ok {
+		what = f.Module
+	}
+	return "The module proxy upstream of the server did not answer for " + what
 }
 
 // judgeStep judges a command that ran and did not succeed.
@@ -239,14 +253,16 @@ func judgeSource(err error) (verdict, bool) {
 		return failed(build.ReasonSource, "The version moved to another commit while the build was waiting; ask for it again."), true
 	case errors.Is(err, gitsrc.ErrUnavailable):
 		return failed(build.ReasonSource, "The forge did not answer; try again later."), true
+	case errors.Is(err, modproxy.ErrUnavailable):
+		return failed(build.ReasonSource, "%s; try again later.", silence(err)), true
 	}
 	return verdict{}, false
 }
 
 // worthAnotherTry reports whether err may be gone the next time: what broke on
-// our side, and a forge that did not answer.
+// our side, and a forge or a module proxy that did not answer.
 func (j *job) worthAnotherTry(err error) bool {
-	return errors.Is(err, gitsrc.ErrUnavailable) || j.judge(err).ours
+	return errors.Is(err, gitsrc.ErrUnavailable) || errors.Is(err, modproxy.ErrUnavailable) || j.judge(err).ours
 }
 
 func sentence(err error) string {
