@@ -98,7 +98,7 @@ func (c *cache) path(e *entry) string {
 func (c *cache) tempDir() string { return filepath.Join(c.dir, "tmp") }
 
 // get returns the file of that name, open, or an error that wraps
-// fs.ErrNotExist. Eviction does not disturb it.
+// fs.ErrNotExist, or one of the disk if it cannot be read now. Eviction does not disturb it.
 func (c *cache) get(name string) (*os.File, error) {
 	e, err := c.use(sha256.Sum256([]byte(name)))
 	if err != nil {
@@ -112,14 +112,11 @@ func (c *cache) get(name string) (*os.File, error) {
 		}
 		f.Close()
 	}
-	if scarce(err) { // which says nothing of the file
+	if trouble(err) != nil { // it may be as good as it was
 		return nil, cacheError(err)
 	}
 	c.drop(e)
-	if err != nil {
-		return nil, fmt.Errorf("%w: lost: %w", fs.ErrNotExist, err)
-	}
-	return nil, fmt.Errorf("%w: spoilt", fs.ErrNotExist)
+	return nil, fmt.Errorf("%w: lost or spoilt", fs.ErrNotExist)
 }
 
 // use marks an entry as the one used last and returns a copy of it.

@@ -52,7 +52,7 @@ type Door struct {
 	path     int64
 	spent    bool // a file was refused: there were too many bytes
 	// The first since Fault was called last, of this server and of upstreams.
-	broken, silent *Fault
+	broken, silent *DoorError
 }
 
 // Stats is what went through a Door.
@@ -116,7 +116,7 @@ func (d *Door) Usage() []slog.Attr {
 	return []slog.Attr{slog.Int("requests", s.Requests), slog.Int64("bytes", s.Bytes), slog.Int("blocked", s.Blocked)}
 }
 
-// Fault returns, and forgets, the first [Fault] since it was called last, one
+// Fault returns, and forgets, the first [DoorError] since it was called last, one
 // of this server's rather than an upstream's; nil if there was none.
 func (d *Door) Fault() error {
 	d.mu.Lock()
@@ -129,9 +129,9 @@ func (d *Door) Fault() error {
 	return f
 }
 
-// blame notes what kept the door from answering, if that is a Fault.
+// blame notes what kept the door from answering, if that is a DoorError.
 func (d *Door) blame(q request, err error) {
-	f := &Fault{Module: cmp.Or(q.path, q.name), Err: err}
+	f := &DoorError{Module: cmp.Or(q.path, q.name), Err: err}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {

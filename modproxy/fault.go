@@ -8,18 +8,18 @@ import (
 	"syscall"
 )
 
-// ErrUnavailable is wrapped by the Fault of an upstream that does not answer:
+// ErrUnavailable is wrapped by the DoorError of an upstream that does not answer:
 // no connection, none of its answer or not all of it in time, 429 or 5xx.
 var ErrUnavailable = errors.New("the module proxy upstream does not answer")
 
-// A Fault is why a Door had no answer for a build that could have had one.
-type Fault struct {
+// A DoorError is why a Door had no answer for a build that could have had one.
+type DoorError struct {
 	Module string // path of what was asked for; of a record of the checksum database the path of the request
 	Err    error  // wraps ErrUnavailable, or else is of this server: its disk, its open files
 }
 
-func (f *Fault) Error() string { return f.Module + ": " + f.Err.Error() }
-func (f *Fault) Unwrap() error { return f.Err }
+func (e *DoorError) Error() string { return e.Module + ": " + e.Err.Error() }
+func (e *DoorError) Unwrap() error { return e.Err }
 
 // troubles are a machine's own. No upstream has a part in them.
 var troubles = []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO}

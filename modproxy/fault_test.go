@@ -24,7 +24,7 @@ const (
 func checkFault(t *testing.T, d *modproxy.Door, want error) {
 	t.Helper()
 	err := d.Fault()
-	if f, ok := errors.AsType[*modproxy.Fault](err); !errors.Is(err, want) || want != nil && (!ok || f.Module != "example.com/lib") {
+	if f, ok := errors.AsType[*modproxy.DoorError](err); !errors.Is(err, want) || want != nil && (!ok || f.Module != "example.com/lib") {
 		t.Errorf("Fault = %v, want %v", err, want)
 	}
 	if again := d.Fault(); again != nil {
@@ -196,6 +196,44 @@ func TestDiskFullForALargeFile(t *testing.T) {
 	checkFault(t, d, syscall.ENOSPC)
 }
 
+// A file that cannot be read is fetched anew, unless nothing may be fetched. It
+// is not given up for that.
+func TestCachedFileThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	g := library(t)
+	o := g.options(t)
+	p := newProxy(t, o)
+	_, url := open(t, p, modproxy.Limits{})
+	if code, _ := fetch(t, url+libMod); code != http.StatusOK {
+		t.Fatal(code)
+	}
+	o.Offline = true
+	offline := newProxy(t, o) // over the same files, which is well as long as neither evicts any
+	d, offlineURL := open(t, offline, modproxy.Limits{})
+	fetch(t, offlineURL+libMod)
+	found, err := filepath.Glob(filepath.Join(o.Dir, "entries/*/*"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%q, %v", found, err)
+	}
+	// Reading it gives EIO.
+	if err := errors.Join(os.Remove(found[0]), os.Symlink("/proc/self/mem", found[0])); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if code, body := fetch(t, offlineURL+libMod); code != http.StatusInternalServerError {
+			t.Errorf("%d %q", code, body)
+		}
+		checkFault(t, d, syscall.EIO)
+	}
+	if code, body := fetch(t, url+libMod); code != http.StatusOK || body != g.releases[mv("example.com/lib", "v1.1.0")].mod {
+		t.Errorf("%d %q", code, body)
+	}
+	if code, body := fetch(t, offlineURL+libMod); code != http.StatusOK {
+		t.Errorf("fetched anew: %d %q", code, body)
+	}
+	checkFault(t, d, nil)
+}
+
 // A build that another one's fault comes first to has its own to tell.
 func TestFaultsAreOfOneDoor(t *testing.T) {
 	t.Parallel()
@@ -261,7 +299,7 @@ func TestHungry(t *testing.T) {
 	checkFault(t, d, nil)
 
 	spit()
-	g.Close() // and no answer but from the cache
+	g.Close()            // and no answer but from the cache
 	fetch(t, url+libMod) // Close has closed more than its own connections
 	eat()
 	if code, body := fetch(t, url+libMod); code != http.StatusInternalServerError {

@@ -34,7 +34,7 @@ type Door interface {
 	executor.Door
 	// Fault returns, and forgets, the first thing that kept it from answering
 	// since Fault was called last, and was no fault of the build's: a
-	// [modproxy.Fault], or nil.
+	// [modproxy.DoorError], or nil.
 	Fault() error
 	// Usage says, after Close, what went through it, for the build's log.
 	Usage() []slog.Attr

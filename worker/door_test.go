@@ -73,7 +73,7 @@ func TestDoorThatBreaks(t *testing.T) {
 				if calls.Add(1) > 1 {
 					return makes("/go/out/app")(ctx, p)
 				}
-				r.breakDoor(&modproxy.Fault{Module: "example.com/m", Err: fmt.Errorf("detail: %w", tc.err)})
+				r.breakDoor(&modproxy.DoorError{Module: "example.com/m", Err: fmt.Errorf("detail: %w", tc.err)})
 				return &executor.ExitError{Code: 1}
 			}
 			b, log := r.run()
@@ -157,7 +157,7 @@ func TestDoorThatStaysBroken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, hello, nil)
 	r.fake.Script = func(context.Context, executortest.Process) error {
-		r.breakDoor(&modproxy.Fault{Module: "example.com/m", Err: syscall.EROFS})
+		r.breakDoor(&modproxy.DoorError{Module: "example.com/m", Err: syscall.EROFS})
 		return &executor.ExitError{Code: 1}
 	}
 	b := r.submit("linux/amd64", "")
@@ -178,7 +178,7 @@ func TestDoorThatBreaksSomehow(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, hello, nil)
 	r.fake.Script = func(context.Context, executortest.Process) error {
-		r.breakDoor(&modproxy.Fault{Module: "example.com/m", Err: syscall.EACCES})
+		r.breakDoor(&modproxy.DoorError{Module: "example.com/m", Err: syscall.EACCES})
 		return &executor.ExitError{Code: 1}
 	}
 	b, log := r.run()
@@ -191,7 +191,7 @@ func TestDoorThatBreaksSomehow(t *testing.T) {
 // What a build did is not put on its door.
 func TestFaultThatExplainsNothing(t *testing.T) {
 	t.Parallel()
-	fault := &modproxy.Fault{Module: "example.com/m", Err: syscall.EMFILE}
+	fault := &modproxy.DoorError{Module: "example.com/m", Err: syscall.EMFILE}
 	twoSteps := map[string]string{"main.go": hello["main.go"]} // without go.mod
 	for name, tc := range map[string]struct {
 		files  map[string]string

@@ -172,7 +172,7 @@ func excuse(err error) string {
 // silence says which module an upstream module proxy did not answer for.
 func silence(err error) string {
 	what := "a module"
-	if f, ok := errors.AsType[*modproxy.Fault](err); ok {
+	if f, ok := errors.AsType[*modproxy.DoorError](err); ok {
 		what = f.Module
 	}
 	return "The module proxy upstream of the server did not answer for " + what
