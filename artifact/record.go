@@ -34,6 +34,18 @@ func (m Meta) Supersedes(other Meta) bool {
 	return m.BuildID == other.BuildID && m.Attempt > other.Attempt
 }
 
+// Build is the record of the build that made it, as far as the store knows.
+func (m Meta) Build() build.Build {
+	b := build.Build{
+		ID: m.BuildID, Key: m.Key, RefName: m.RefName, Public: m.Public, State: build.Succeeded, Message: "Your build succeeded.",
+		AcceptedAt: m.AcceptedAt, StartedAt: m.StartedAt, FinishedAt: m.CreatedAt, Artifact: &m.Artifact, Executor: m.Executor, Attempt: m.Attempt,
+	}
+	if b.AcceptedAt.IsZero() {
+		b.AcceptedAt = m.CreatedAt
+	}
+	return b
+}
+
 // record is the form in which a slot is stored. Fields that it does not know
 // are left alone by a reader; a change that such a reader would misunderstand
 // needs another version.
