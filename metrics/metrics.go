@@ -19,6 +19,9 @@ type Options struct {
 	QueueDepth func() float64 // builds accepted and not yet started, read at each scrape; nil for none
 	Running    func() float64 // builds under way, likewise
 
+	Workers func(state string) float64 // of States, likewise; nil for none
+	States  []string
+
 	Kept     map[string]func() float64 // bytes that are kept, by what they are, likewise
 	DiskKind func() string             // of DiskKinds, how the disks of builds are bounded; "" while that is not known
 
@@ -87,6 +90,7 @@ func New(o Options) *Metrics {
 		}, []string{"goos", "goarch"}),
 	}
 	m.registry.MustRegister(kept(o)...)
+	m.registry.MustRegister(workers(o)...)
 	m.registry.MustRegister(
 		gauge("cargo_queue_depth", "Builds accepted but not yet started.", o.QueueDepth),
 		gauge("cargo_builds_running", "Builds under way.", o.Running),
@@ -113,6 +117,16 @@ func gauge(name, help string, read func() float64) prometheus.GaugeFunc {
 		read = func() float64 { return 0 }
 	}
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+}
+
+// workers are those of the queue, on all machines.
+func workers(o Options) (gauges []prometheus.Collector) {
+	for _, state := range o.States {
+		gauges = append(gauges, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cargo_workers", Help: "Workers of the queue, on all machines.", ConstLabels: prometheus.Labels{"state": state},
+		}, func() float64 { return o.Workers(state) }))
+	}
+	return gauges
 }
 
 // kept is what the server keeps, and how what builds may write is bounded.
