@@ -32,7 +32,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		HideHelpCommand: true,
 		Writer:          stdout,
 		ErrWriter:       stderr,
-		Commands:        []*cli.Command{serveCommand(stderr), cacheCommand(stderr), versionCommand()},
+		Commands:        []*cli.Command{serveCommand(stderr), workerCommand(stderr), queueCommand(stderr), fsckCommand(stderr), cacheCommand(stderr), versionCommand()},
 		ExitErrHandler:  func(*cli.Context, error) {},
 		OnUsageError:    onUsageError,
 		CommandNotFound: nil,

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 
 	"github.com/monochromegane/cargo/cache"
 	"github.com/monochromegane/cargo/disk"
+	"github.com/monochromegane/cargo/executor"
 	"github.com/monochromegane/cargo/stdlib"
 )
 
@@ -46,32 +46,6 @@ func cacheCommand(stderr io.Writer) *cli.Command {
 			},
 		},
 	}
-}
-
-// only has the flags of serve, of which the help shows those that are named:
-// the others keep their defaults.
-func only(names ...string) []cli.Flag {
-	flags := serveFlags()
-	for _, f := range flags {
-		hidden := !slices.Contains(names, f.Names()[0])
-		switch f := f.(type) {
-		case *cli.StringFlag:
-			f.Hidden = hidden
-		case *cli.StringSliceFlag:
-			f.Hidden = hidden
-		case *cli.IntFlag:
-			f.Hidden = hidden
-		case *cli.Int64Flag:
-			f.Hidden = hidden
-		case *cli.Float64Flag:
-			f.Hidden = hidden
-		case *cli.BoolFlag:
-			f.Hidden = hidden
-		case *cli.DurationFlag:
-			f.Hidden = hidden
-		}
-	}
-	return flags
 }
 
 func cacheAction(stderr io.Writer, do func(c *cli.Context, cfg config, log *slog.Logger) error) cli.ActionFunc {
@@ -201,3 +175,13 @@ func lockDir(dir string) (*os.File, error) {
 type unmeasured struct{}
 
 func (unmeasured) LibraryPrepared(string, string, float64) {}
+
+func openCache(cfg config, log *slog.Logger) (*cache.Cache, error) {
+	return cache.Open(cache.Options{
+		Dir:   filepath.Join(cfg.cacheDir, "packages"),
+		Limit: cfg.quotas.cache,
+		UID:   executor.HostUID,
+		GID:   executor.HostUID,
+		Log:   log,
+	})
+}

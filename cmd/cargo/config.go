@@ -11,20 +11,28 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/queue"
 )
 
-// A config is what cargo serve was told, checked.
+// A config is what cargo serve or cargo worker was told, checked.
 type config struct {
-	listen      string
+	worker      bool   // cargo worker: builds, and has no API
+	listen      string // "": nowhere, which only a worker may
 	concurrency int
 	queueLimit  int
 	grace       time.Duration
 	logLevel    slog.Level
 
-	storageDir, logDir, workspaceDir, queueDir, cacheDir string
-	dataDir, secretFile                                  string
+	logDir, workspaceDir, queueDir, cacheDir string
+	dataDir, secretFile                      string
+
+	storage storage
+	cluster *queue.Cluster // nil: the queue is in this process
+	lease   time.Duration
+	labels  map[string]string
 
 	executor                   string
 	image                      string
@@ -74,25 +82,35 @@ func twin(flag string) []string {
 }
 
 // parseConfig reads the flags and reports everything that is wrong with them at once.
-func parseConfig(c *cli.Context) (config, error) {
-	p := parser{c: c}
-	if c.Args().Present() {
+func parseConfig(c *cli.Context) (config, error) { return parse(parser{c: c}) }
+
+// parseWorker is parseConfig of cargo worker.
+func parseWorker(c *cli.Context) (config, error) { return parse(parser{c: c, worker: true}) }
+
+func parse(p parser) (config, error) {
+	c := p.c
+	if !p.arguments && c.Args().Present() {
 		p.fail("unexpected argument %q; flags come with two dashes", c.Args().First())
 	}
 	data := p.dir("data-dir", "")
 	cfg := config{
+		worker:      p.worker,
 		listen:      p.address("listen"),
-		concurrency: int(p.positive("concurrency", int64(c.Int("concurrency")))),
+		concurrency: p.concurrency(),
 		queueLimit:  int(p.positive("queue-limit", int64(c.Int("queue-limit")))),
 		grace:       c.Duration("grace"),
 
 		dataDir:      data,
-		storageDir:   p.dir("storage-dir", filepath.Join(data, "storage")),
 		logDir:       p.dir("log-dir", filepath.Join(data, "logs")),
 		workspaceDir: p.dir("workspace-dir", filepath.Join(data, "workspace")),
 		secretFile:   p.dir("secret-file", filepath.Join(data, "secret")),
 		queueDir:     filepath.Join(data, "queue"),
 		cacheDir:     filepath.Join(data, "cache"),
+
+		storage: p.storage(filepath.Join(data, "storage")),
+		cluster: p.cluster(),
+		lease:   p.duration("lease"),
+		labels:  p.labels(),
 
 		executor:          c.String("executor"),
 		image:             c.String("image"),
@@ -152,12 +170,15 @@ func (cfg config) makeDirs() error {
 		flag string
 	}{
 		{cfg.dataDir, "data-dir"},
-		{cfg.storageDir, "storage-dir"},
+		{cfg.storage.dir, "storage"},
 		{cfg.logDir, "log-dir"},
 		{cfg.workspaceDir, "workspace-dir"},
 		{cfg.queueDir, "data-dir"},
 		{cfg.cacheDir, "data-dir"},
 	} {
+		if d.path == "" { // artifacts are elsewhere
+			continue
+		}
 		if err := writable(d.path); err != nil {
 			errs = append(errs, fmt.Errorf("--%s: cannot write in %s: %w; make it writable for this user, or name another", d.flag, d.path, cause(err)))
 			if d.flag == "data-dir" {
@@ -188,4 +209,22 @@ func cause(err error) error {
 		return e.Err
 	}
 	return err
+}
+
+// lockData takes the data directory for this process until the file is closed:
+// whoever has it may remove what an earlier process left there, and in the engine.
+func lockData(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--data-dir %s: %w", dir, cause(err))}
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	_ = f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, usageError{fmt.Errorf("--data-dir %s: another process uses this directory; stop it or choose another directory", dir)}
+	}
+	return nil, fmt.Errorf("lock %s: %w", dir, err)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -18,25 +19,30 @@ const (
 	groupAccess   = "Who may build"
 	groupLimits   = "Limits of a build"
 	groupQuotas   = "What is kept"
+	groupCluster  = "More than one machine"
 )
 
 const (
 	defaultImage      = "docker.io/library/golang:1.26-bookworm"
 	defaultContainerd = "/run/containerd/containerd.sock"
 	defaultDocker     = "unix:///var/run/docker.sock"
+	defaultReplicas   = 3
+	defaultLease      = time.Minute
 )
 
 // serveFlags are the flags of cargo serve; each has an environment twin.
 func serveFlags() []cli.Flag {
 	return []cli.Flag{
 		text(groupServer, "listen", "127.0.0.1:8080", "serve HTTP on `ADDRESS`"),
-		&cli.IntFlag{Category: groupServer, Name: "concurrency", Value: max(2, runtime.NumCPU()/2), Usage: "run `N` builds at once", EnvVars: twin("concurrency")},
+		&cli.IntFlag{Category: groupServer, Name: "concurrency", Value: max(2, runtime.NumCPU()/2), Usage: "run `N` builds at once; 0 runs none and leaves them to cargo worker", EnvVars: twin("concurrency")},
 		&cli.IntFlag{Category: groupServer, Name: "queue-limit", Value: 1024, Usage: "accept at most `N` waiting builds", EnvVars: twin("queue-limit")},
 		&cli.DurationFlag{Category: groupServer, Name: "grace", Value: 30 * time.Second, Usage: "at SIGTERM, give builds `DURATION` to end before they go back to the queue", EnvVars: twin("grace")},
 		text(groupServer, "log-level", "info", "log `LEVEL`: debug, info, warn or error"),
 
 		text(groupFiles, "data-dir", "/var/lib/cargo", "keep everything below `DIR`"),
-		text(groupFiles, "storage-dir", "", "keep artifacts in `DIR` (default: storage below the data directory)"),
+		text(groupFiles, "storage", "", "keep artifacts at `URL`: file:///DIR, or s3://BUCKET/PREFIX?region=R&endpoint=URL (default: storage below the data directory)"),
+		text(groupFiles, "storage-dir", "", "the same as --storage file://`DIR`"),
+		&cli.BoolFlag{Category: groupFiles, Name: "s3-proxy", Usage: "send artifacts from S3 through this server, not by a redirect to S3", EnvVars: twin("s3-proxy")},
 		text(groupFiles, "log-dir", "", "keep the logs of builds in `DIR` (default: logs below the data directory)"),
 		text(groupFiles, "workspace-dir", "", "build in `DIR` (default: workspace below the data directory)"),
 		text(groupFiles, "secret-file", "", "seal waiting tokens with the key in `FILE`, made at first start (default: secret below the data directory)"),
@@ -49,6 +55,16 @@ func serveFlags() []cli.Flag {
 		&cli.StringSliceFlag{Category: groupExecutor, Name: "prepare", Value: cli.NewStringSlice("linux/" + runtime.GOARCH),
 			Usage: "compile the standard library for `GOOS/GOARCH,...` in the background after the start, and for others once they are asked for; none for no target at all", EnvVars: twin("prepare")},
 		text(groupExecutor, "network", "modules", "what builds reach: `modules` through this server, or none but what it keeps"),
+
+		&cli.StringSliceFlag{Category: groupCluster, Name: "queue", Usage: "keep the queue in the NATS JetStream cluster at `URL,...` instead of in this process", EnvVars: twin("queue")},
+		text(groupCluster, "queue-creds", "", "NATS credentials in `FILE`"),
+		text(groupCluster, "queue-token-file", "", "NATS token in `FILE`; CARGO_QUEUE_TOKEN holds the token itself"),
+		text(groupCluster, "queue-ca", "", "trust the certificates in `FILE` for NATS"),
+		text(groupCluster, "queue-cert", "", "show NATS the certificate in `FILE`"),
+		text(groupCluster, "queue-key", "", "the key of that certificate: `FILE`"),
+		&cli.IntFlag{Category: groupCluster, Name: "queue-replicas", Value: defaultReplicas, Usage: "copies of what is made in the NATS cluster: `N`", EnvVars: twin("queue-replicas")},
+		&cli.DurationFlag{Category: groupCluster, Name: "lease", Value: defaultLease, Usage: "take builds from a worker that was silent for `DURATION`; the same on all machines", EnvVars: twin("lease")},
+		text(groupCluster, "labels", "", "what this worker is called besides its name: `KEY=VALUE,...`"),
 
 		&cli.StringSliceFlag{Category: groupSource, Name: "remote", Value: cli.NewStringSlice("github.com", "gitlab.com", "bitbucket.org", "codeberg.org"),
 			Usage: "allow the host `NAME[=BASE_URL]`; repeatable, replaces the default", EnvVars: twin("remote")},
@@ -82,4 +98,38 @@ func serveFlags() []cli.Flag {
 // text is a flag with a text value. It reads CARGO_NAME, else what others say.
 func text(group, name, value, usage string, others ...string) cli.Flag {
 	return &cli.StringFlag{Category: group, Name: name, Value: value, Usage: usage, EnvVars: append(twin(name), others...)}
+}
+
+// only has the flags of serve, of which the help shows those that are named:
+// the others keep their defaults.
+func only(names ...string) []cli.Flag {
+	return mark(serveFlags(), func(name string) bool { return !slices.Contains(names, name) })
+}
+
+// hide has the help not show the flags that are named.
+func hide(flags []cli.Flag, names ...string) []cli.Flag {
+	return mark(flags, func(name string) bool { return slices.Contains(names, name) })
+}
+
+func mark(flags []cli.Flag, hidden func(name string) bool) []cli.Flag {
+	for _, f := range flags {
+		h := hidden(f.Names()[0])
+		switch f := f.(type) {
+		case *cli.StringFlag:
+			f.Hidden = h
+		case *cli.StringSliceFlag:
+			f.Hidden = h
+		case *cli.IntFlag:
+			f.Hidden = h
+		case *cli.Int64Flag:
+			f.Hidden = h
+		case *cli.Float64Flag:
+			f.Hidden = h
+		case *cli.BoolFlag:
+			f.Hidden = h
+		case *cli.DurationFlag:
+			f.Hidden = h
+		}
+	}
+	return flags
 }

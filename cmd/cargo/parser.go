@@ -19,6 +19,9 @@ import (
 type parser struct {
 	c    *cli.Context
 	errs []error
+
+	worker    bool // the command is cargo worker
+	arguments bool // the command takes some
 }
 
 func (p *parser) fail(format string, args ...any) {
@@ -42,6 +45,9 @@ func (p *parser) size(flag string) int64 {
 
 func (p *parser) address(flag string) string {
 	a := p.c.String(flag)
+	if a == "" && p.worker {
+		return ""
+	}
 	if _, _, err := net.SplitHostPort(a); err != nil {
 		p.fail("--%s %q: want host:port, such as 127.0.0.1:8080", flag, a)
 	}
@@ -155,6 +161,9 @@ func (p *parser) access() access {
 			continue
 		}
 		a.trustedProxies = append(a.trustedProxies, prefix)
+	}
+	if p.worker { // accepts nothing from anybody
+		return access{}
 	}
 	if err := checkOpen(p.c.String("listen"), a.tokensFile, p.c.Bool("open")); err != nil {
 		p.errs = append(p.errs, err)

@@ -14,27 +14,34 @@ import (
 // secretBytes is the length of the key that seals tokens.
 const secretBytes = 32
 
+// A secret is the key that seals tokens.
+type secret struct {
+	key  []byte
+	made bool // just now: there was none
+}
+
 // readSecret returns the key in path, and makes it where there is none.
-func readSecret(path string) ([]byte, error) {
+func readSecret(path string) (secret, error) {
 	fi, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return makeSecret(path)
+		key, err := makeSecret(path)
+		return secret{key, true}, err
 	}
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--secret-file %s: %w", path, cause(err))}
+		return secret{}, usageError{fmt.Errorf("--secret-file %s: %w", path, cause(err))}
 	}
 	if fi.Mode().Perm()&0o077 != 0 {
-		return nil, usageError{fmt.Errorf("--secret-file %s: others can read it (mode %04o); run: chmod 600 %s", path, fi.Mode().Perm(), path)}
+		return secret{}, usageError{fmt.Errorf("--secret-file %s: others can read it (mode %04o); run: chmod 600 %s", path, fi.Mode().Perm(), path)}
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--secret-file %s: %w", path, cause(err))}
+		return secret{}, usageError{fmt.Errorf("--secret-file %s: %w", path, cause(err))}
 	}
 	key, err := hex.DecodeString(strings.TrimSpace(string(text)))
 	if err != nil || len(key) != secretBytes {
-		return nil, usageError{fmt.Errorf("--secret-file %s: want %d hex digits; move it away and a new one is made (private builds that wait are then lost)", path, 2*secretBytes)}
+		return secret{}, usageError{fmt.Errorf("--secret-file %s: want %d hex digits; move it away and a new one is made (private builds that wait are then lost)", path, 2*secretBytes)}
 	}
-	return key, nil
+	return secret{key: key}, nil
 }
 
 // makeSecret writes a new key durably: a build sealed with a key that a power

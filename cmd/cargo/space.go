@@ -12,7 +12,7 @@ import (
 // lowSpace says which disk of this server has less room than --min-free, "" if
 // none has. A disk that cannot be asked is not full.
 func (r *rooms) lowSpace() string {
-	for _, dir := range []string{r.cfg.dataDir, r.cfg.storageDir, r.cfg.logDir, r.cfg.workspaceDir} {
+	for _, dir := range []string{r.cfg.dataDir, r.cfg.storage.dir, r.cfg.logDir, r.cfg.workspaceDir} {
 		var s unix.Statfs_t
 		if err := unix.Statfs(dir, &s); err != nil {
 			continue
@@ -38,10 +38,18 @@ func (r *rooms) waitForSpace(ctx context.Context) {
 		if !said {
 			r.log.Warn("builds wait", "why", low)
 		}
-		select {
-		case <-ctx.Done():
+		if !rest(ctx, spacePause) {
 			return
-		case <-time.After(spacePause):
 		}
+	}
+}
+
+// rest waits for d, or reports that ctx ended.
+func rest(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
