@@ -63,7 +63,7 @@ func (l *lab) follow(ctx context.Context, name string, args, env []string, must 
 				if err := s.ready(ctx); err != nil {
 					return err
 				}
-				delays, err := l.followTicker(ctx, s)
+				delays, err := l.followTicker(ctx, s, name)
 				if err != nil {
 					return err
 				}
@@ -83,7 +83,7 @@ func (l *lab) follow(ctx context.Context, name string, args, env []string, must 
 
 // followTicker builds the ticker and follows its log. It returns how long after
 // it was printed each line came.
-func (l *lab) followTicker(ctx context.Context, s *server) (samples, error) {
+func (l *lab) followTicker(ctx context.Context, s *server, name string) (samples, error) {
 	id, err := s.post(ctx, target(ticker, "linux", catalog[ticker].version))
 	if err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func (l *lab) followTicker(ctx context.Context, s *server) (samples, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.report.build(ticker, r)
+	l.report.build(name, r)
 	if len(t.delays) != tickerLines {
 		return nil, fmt.Errorf("%d lines came, %d were printed", len(t.delays), tickerLines)
 	}
