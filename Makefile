@@ -80,10 +80,11 @@ fuzz: ## every fuzz test for fuzztime (10s)
 	done
 
 .PHONY: bench
-bench: build builder-image ## the benchmarks, then Cargo against bare go build, ratios last; benchflags='-run hey -rounds 3'
+bench: build builder-image bin/nats-server bin/versitygw ## the benchmarks, then Cargo against bare go build and others, figures last; benchflags='-run hey -rounds 3'
 	go test -run '^$$' -bench . -benchmem $$(grep -rlE --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 	go build -o bin/bench ./scripts/bench
 	@scripts/install git
+	@command -v nginx >/dev/null || scripts/unpack nginx bin/nginx
 	@root=; ((EUID == 0)) || root="sudo --preserve-env=GOPROXY,GOSUMDB,GOPRIVATE env PATH=$$PATH"; $$root bin/bench $(benchflags)
 
 .PHONY: engines
