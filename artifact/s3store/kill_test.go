@@ -138,18 +138,33 @@ func TestServerGone(t *testing.T) {
 	}
 }
 
-// Who uploads goes away: nothing of the upload stays.
+// Who uploads goes away: nothing of the upload stays, not even what a server
+// keeps that has been told to forget it.
 func TestUploadCanceled(t *testing.T) {
 	server := s3test.Start(t)
+	p := newProxy(t, server)
 	o := options(t, server)
+	o.Endpoint = p.endpoint
 	s := open(t, o)
 	ctx, cancel := context.WithCancelCause(t.Context())
+	aborts := 0
+	p.set(func(r *http.Request, _ int) fault {
+		switch {
+		case kind(r) == "PUT blobs part" && r.URL.Query().Get("partNumber") != "1":
+			return fault{hang: true}
+		case r.Method == http.MethodDelete:
+			if aborts++; aborts == 1 {
+				return fault{answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }}
+			}
+		}
+		return fault{}
+	})
 	failed := make(chan error)
 	go func() {
-		_, err := put(ctx, s, meta("v1", build.NewID(), 1), artifacttest.Random(7, 100<<20))
+		_, err := put(ctx, s, meta("v1", build.NewID(), 1), artifacttest.Random(7, 40<<20))
 		failed <- err
 	}()
-	uploading(t, server, 2)
+	uploading(t, server, 1)
 	cancel(errOfTest)
 	if err := <-failed; !errors.Is(err, errOfTest) || errors.Is(err, artifact.ErrUnavailable) {
 		t.Errorf("Put = %v, want %v", err, errOfTest)

@@ -117,19 +117,37 @@ func (s *Store) uploadParts(ctx context.Context, u upload) error {
 	if err == nil {
 		return nil
 	}
-	abort, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortPatience)
-	defer cancel()
-	abortErr := s.try(abort, budget{total: abortPatience, attempt: abortPatience}, u.what, func(ctx context.Context) error {
-		err := s.client.AbortMultipartUpload(ctx, s.bucket, u.key, id)
-		if response(err).Code == minio.NoSuchUpload {
-			return nil
-		}
-		return err
-	})
-	if abortErr != nil {
+	if abortErr := s.abort(ctx, u, id); abortErr != nil {
 		s.log.Warn("an upload that failed takes space until the store is opened a day later", "key", u.key, "err", abortErr)
 	}
 	return err
+}
+
+// abort removes what has arrived of an upload, also where ctx has ended. A part
+// that was on its way may arrive a moment later, and then is there again: so it
+// looks again until the server knows nothing of it.
+func (s *Store) abort(ctx context.Context, u upload, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortPatience)
+	defer cancel()
+	const looks = 3
+	for i := range looks {
+		gone := false
+		err := s.try(ctx, budget{total: abortPatience, attempt: abortPatience}, u.what, func(ctx context.Context) error {
+			err := s.client.AbortMultipartUpload(ctx, s.bucket, u.key, id)
+			if gone = response(err).Code == minio.NoSuchUpload; gone {
+				return nil
+			}
+			return err
+		})
+		if err != nil || gone {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(firstWait << i):
+		}
+	}
+	return nil // there are servers that say yes to whoever aborts what is gone
 }
 
 func (s *Store) sendParts(ctx context.Context, u upload, id string) error {
