@@ -11,6 +11,8 @@ type harm struct {
 	name string
 	// kill: what died is dead, so that no two attempts of a build overlap.
 	kill bool
+	// down: nothing can be accepted for as long as it lasts.
+	down bool
 	// do does it, and returns whose builds must be taken over by others, nil for
 	// nobody's, and how the harm is taken back.
 	do func(s *site, random *rand.Rand) (victim *siteWorker, lift func())
@@ -18,13 +20,16 @@ type harm struct {
 
 // harms are all kinds of harm, the three that a short run has first.
 var harms = []harm{
-	{"kill the leader of the records", true, killLeader("KV_live")},
-	{"pause a worker", false, func(s *site, random *rand.Rand) (*siteWorker, func()) {
+	{name: "kill the leader of the records", kill: true, do: killLeader("KV_live")},
+	{name: "pause a worker", do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		w := s.workers[random.IntN(len(s.workers))]
+		if random.IntN(3) > 0 {
+			w.awaitEndOfCommand()
+		}
 		w.signal(syscall.SIGSTOP)
 		return w, func() { w.signal(syscall.SIGCONT) }
 	}},
-	{"cut off a NATS server", false, func(s *site, random *rand.Rand) (*siteWorker, func()) {
+	{name: "cut off a NATS server", do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		n := s.nats.nodes[random.IntN(len(s.nats.nodes))]
 		if leader := s.nats.leader(s.stream); leader != nil && random.IntN(2) == 0 {
 			n = leader
@@ -32,8 +37,8 @@ var harms = []harm{
 		n.cut()
 		return nil, n.mend
 	}},
-	{"kill the leader of the cluster", true, killLeader("")},
-	{"kill a worker", true, func(s *site, random *rand.Rand) (*siteWorker, func()) {
+	{name: "kill the leader of the cluster", kill: true, do: killLeader("")},
+	{name: "kill a worker", kill: true, do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		w := s.workers[random.IntN(len(s.workers))]
 		w.kill(s.loop)
 		return w, func() {
@@ -42,20 +47,40 @@ var harms = []harm{
 			w.left.wantGone(s.loop, w.data)
 		}
 	}},
-	{"kill an API server", true, func(s *site, random *rand.Rand) (*siteWorker, func()) {
+	{name: "kill an API server", kill: true, do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		a := s.servers[random.IntN(len(s.servers))]
 		a.end(syscall.SIGKILL)
 		return nil, a.start
 	}},
-	{"cut off a worker", false, func(s *site, random *rand.Rand) (*siteWorker, func()) {
+	{name: "cut off a worker", do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		w := s.workers[random.IntN(len(s.workers))]
 		w.cut()
 		return w, w.mend
 	}},
-	{"pause a NATS server", false, func(s *site, random *rand.Rand) (*siteWorker, func()) {
+	{name: "pause a NATS server", do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		n := s.nats.nodes[random.IntN(len(s.nats.nodes))]
 		n.signal(syscall.SIGSTOP)
 		return nil, func() { n.signal(syscall.SIGCONT) }
+	}},
+	{name: "take the quorum away", down: true, do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
+		one := random.IntN(3)
+		pair := []*natsNode{s.nats.nodes[one], s.nats.nodes[(one+1)%3]}
+		for _, n := range pair {
+			n.signal(syscall.SIGSTOP)
+		}
+		return nil, func() {
+			for _, n := range pair {
+				n.signal(syscall.SIGCONT)
+			}
+		}
+	}},
+	{name: "kill the S3 server", down: true, do: func(s *site, _ *rand.Rand) (*siteWorker, func()) {
+		s.s3.end(syscall.SIGKILL)
+		return nil, s.s3.start
+	}},
+	{name: "pause the S3 server", down: true, do: func(s *site, _ *rand.Rand) (*siteWorker, func()) {
+		s.s3.signal(syscall.SIGSTOP)
+		return nil, func() { s.s3.signal(syscall.SIGCONT) }
 	}},
 }
 
@@ -78,6 +103,21 @@ func killLeader(stream string) func(*site, *rand.Rand) (*siteWorker, func()) {
 func (w *siteWorker) kill(l *loop) {
 	w.end(syscall.SIGKILL)
 	w.left.add(l, w.data)
+}
+
+// awaitEndOfCommand returns when a container of the worker's has just ended:
+// then it is about to store what was made.
+func (w *siteWorker) awaitEndOfCommand() {
+	before := w.running()
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		now := w.running()
+		for id := range before {
+			if !now[id] {
+				return
+			}
+		}
+		before = now
+	}
 }
 
 // hold is how long a harm lasts at least.

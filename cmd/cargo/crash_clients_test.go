@@ -61,6 +61,16 @@ func (l *loop) finish() {
 	}
 }
 
+// awaitEnds waits until n more builds have ended, and not for ever: how fast
+// the machine is shall not decide whether any do.
+func (l *loop) awaitEnds(n int) {
+	const most = 20 * time.Second
+	began, wanted := time.Now(), l.ends.Load()+int64(n)
+	for l.ends.Load() < wanted && time.Since(began) < most {
+		pause(l.t.Context(), 5*time.Millisecond)
+	}
+}
+
 // accepted are the orders that were, as they are now.
 func (l *loop) accepted() (all []entry) {
 	l.mu.Lock()
@@ -134,7 +144,14 @@ func (l *loop) submit(ctx context.Context, o order) build.ID {
 func (l *loop) cancel(ctx context.Context, e *entry) {
 	l.set(func() { e.askedToStop = true })
 	for ; ctx.Err() == nil; pause(ctx, retryPause) {
-		if a, ok := l.ask(ctx, http.MethodDelete, "/builds/"+string(e.id), e.token, http.StatusAccepted, http.StatusConflict); ok {
+		a, ok := l.ask(ctx, http.MethodDelete, "/builds/"+string(e.id), e.token, http.StatusAccepted, http.StatusConflict, http.StatusNotFound)
+		if ok && a.StatusCode == http.StatusNotFound {
+			if late := time.Since(e.accepted); late > l.lag {
+				l.problem("build %s was accepted %v ago, and is not found: %s", e.id, late, a.body)
+				return
+			}
+			l.lagged.Add(1)
+		} else if ok {
 			if a.StatusCode == http.StatusAccepted {
 				l.set(func() { e.stopAccepted = time.Now() })
 			}
@@ -146,8 +163,16 @@ func (l *loop) cancel(ctx context.Context, e *entry) {
 // await returns the record of a build as soon as it has ended.
 func (l *loop) await(ctx context.Context, e *entry) (b build.Build) {
 	for ; ctx.Err() == nil; pause(ctx, retryPause) {
-		a, ok := l.ask(ctx, http.MethodGet, "/builds/"+string(e.id), e.token, http.StatusOK)
+		a, ok := l.ask(ctx, http.MethodGet, "/builds/"+string(e.id), e.token, http.StatusOK, http.StatusNotFound)
 		if !ok {
+			continue
+		}
+		if a.StatusCode == http.StatusNotFound {
+			if late := time.Since(e.accepted); late > l.lag {
+				l.problem("build %s was accepted %v ago, and is not found: %s", e.id, late, a.body)
+				pause(ctx, time.Second)
+			}
+			l.lagged.Add(1)
 			continue
 		}
 		if err := json.Unmarshal(a.body, &b); err != nil || b.ID != e.id {
@@ -156,6 +181,7 @@ func (l *loop) await(ctx context.Context, e *entry) (b build.Build) {
 		}
 		if b.State.Ended() {
 			l.set(func() { e.ended, e.lives = b, l.kills.Load()-e.kills })
+			l.ends.Add(1)
 			return b
 		}
 	}

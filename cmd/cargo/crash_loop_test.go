@@ -28,9 +28,12 @@ type loop struct {
 	client *http.Client
 
 	round  atomic.Int64
-	kills  atomic.Int64 // of workers, so far
-	number atomic.Int64 // of the newest order
-	wrong  atomic.Int64 // how often something was
+	kills  atomic.Int64  // of workers, so far
+	lag    time.Duration // after which every server must know of what one has accepted
+	lagged atomic.Int64  // requests for a build that a server did not know yet
+	number atomic.Int64  // of the newest order
+	ends   atomic.Int64  // of builds, that were seen
+	wrong  atomic.Int64  // how often something was
 
 	refused   atomic.Int64 // requests that got 503 and Retry-After
 	exclusive atomic.Bool  // no build may run twice at once
@@ -120,7 +123,8 @@ func TestCrashEmbedded(t *testing.T) {
 			s.launch()
 			time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond)
 		} else {
-			time.Sleep(time.Duration(random.IntN(4000)) * time.Millisecond)
+			l.awaitEnds(random.IntN(8))
+			time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
 		}
 		kill()
 		s.start()
