@@ -40,6 +40,9 @@ type Options struct {
 	// together before the least recently used go; 0 means any number. What is
 	// being written does not count yet.
 	Limit int64
+	// Keep has Open remove nothing, and no limit enforced: for a look at the
+	// store of another process.
+	Keep bool
 	// Log is told when what should go cannot be removed; nil discards it.
 	Log *slog.Logger
 }
@@ -59,7 +62,9 @@ func Open(dir string, o Options) (*Store, error) {
 		log:   cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 	}
 	err := errors.Join(os.MkdirAll(s.blobs, 0o700), os.MkdirAll(s.meta, 0o700), os.MkdirAll(s.logs, 0o700))
-	if err == nil {
+	if o.Keep {
+		s.limit = 0
+	} else if err == nil {
 		err = s.exclusively(func() error { return errors.Join(s.trim(""), sweep(s.logs)) })
 	}
 	if err := errors.Join(err, syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {

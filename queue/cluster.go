@@ -55,6 +55,9 @@ func openClusterStore(ctx context.Context, o Options, worker string, log *slog.L
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	if s.guest = o.Guest; s.guest {
+		return s, s.findStreams(ctx)
+	}
 	return s, s.meetStreams(ctx, o.Retention)
 }
 
@@ -214,7 +217,7 @@ func compare(got, want jetstream.StreamConfig) (warnings []string) {
 	warn(got.Sealed, "is sealed: nothing can be written")
 	warn(got.MaxMsgsPerSubject != 1, "keeps %d messages of a subject and not 1: erased tokens and old records stay", got.MaxMsgsPerSubject)
 	if want.Discard == jetstream.DiscardOld && want.MaxBytes > 0 { // ended builds, which go at last
-		warn(got.MaxAge != want.MaxAge, "keeps them for %s and not for %s, as --retention says; change the stream's max-age, or the flag", age(got.MaxAge), age(want.MaxAge))
+		warn(got.MaxAge != want.MaxAge, "keeps them for %s and not for %s, as --record-retention says; change the stream's max-age, or the flag", age(got.MaxAge), age(want.MaxAge))
 		return warnings
 	}
 	warn(got.MaxAge > 0, "forgets records after %s, also of builds that are not done", got.MaxAge)

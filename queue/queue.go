@@ -102,6 +102,10 @@ type Options struct {
 	// means until a GiB of records pushes it out. It applies to what is there already.
 	Retention time.Duration
 
+	// Guest is for a look, or a word of an operator: the queue must be there, and
+	// nothing about it is changed, mended or taken from workers by itself.
+	Guest bool
+
 	// Dropped, if not nil, is told of each build that ends here without a
 	// worker's Finish: canceled while it was queued, or lost too often.
 	Dropped func(build.Build)
@@ -211,6 +215,13 @@ func (q *Queue) start(ctx context.Context) error {
 	q.view.heard.sign(time.Now())
 	q.wg.Go(func() { q.watch(w) })
 	q.wg.Go(q.probe)
+	if q.store.cluster != nil {
+		warnings, err := q.store.inspect(ctx, q.retention)
+		if err != nil {
+			return fmt.Errorf("look at the streams: %w", err)
+		}
+		q.warnings.Store(&warnings)
+	}
 	if q.store.guest {
 		return nil
 	}

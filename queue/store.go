@@ -34,7 +34,7 @@ const (
 type store struct {
 	embedded *embedded // nil if the server is not in this process
 	cluster  *Cluster  // nil if there is none
-	guest    bool      // the server is another process's
+	guest    bool      // the queue is other processes'
 	porch    *porch    // of the embedded server; nil if it could not be made
 	log      *slog.Logger
 	prefix   string // of the names of streams and buckets
@@ -72,6 +72,9 @@ func openEmbeddedStore(ctx context.Context, o Options, log *slog.Logger) (_ *sto
 	}
 	if err = s.connect("", nats.InProcessServer(s.embedded)); err != nil {
 		return nil, fmt.Errorf("connect to the store: %w", err)
+	}
+	if s.guest = o.Guest; s.guest {
+		return s, s.findStreams(ctx)
 	}
 	if err = s.makeStreams(ctx, o.Retention); err != nil {
 		return nil, err
@@ -167,6 +170,8 @@ func (s *store) makeStreams(ctx context.Context, retention time.Duration) error 
 	return s.bind(ctx, live, ended, tokens, s.js.CreateOrUpdateStream)
 }
 
+var errUnused = errors.New("no server has used it yet")
+
 // findStreams takes the streams as they are.
 func (s *store) findStreams(ctx context.Context) error {
 	live, ended, tokens := s.configs(0)
@@ -175,6 +180,9 @@ func (s *store) findStreams(ctx context.Context) error {
 			stream, err = s.js.Stream(ctx, c.Name)
 			return err
 		})
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, errUnused
+		}
 		return stream, err
 	})
 }

@@ -144,11 +144,6 @@ func (q *Queue) mend(ctx context.Context) error {
 		}
 	}
 	if q.store.cluster != nil {
-		warnings, err := q.store.inspect(ctx, q.retention)
-		if err != nil {
-			return fmt.Errorf("look at the streams: %w", err)
-		}
-		q.warnings.Store(&warnings)
 		return q.eraseOrphans(ctx)
 	}
 	ids, err := q.orphanTokens(ctx)

@@ -29,12 +29,11 @@ func fsckCommand(stderr io.Writer) *cli.Command {
 				return err
 			}
 			log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-			cfg.quotas.storage = 0 // a check evicts nothing
-			artifacts, err := openStore(c.Context, cfg, log)
+			artifacts, err := openStore(c.Context, cfg, true, log)
 			if err != nil {
 				return err
 			}
-			q, err := openQueue(c.Context, cfg, log)
+			q, err := openQueue(c.Context, cfg, c.Bool("rebuild-records"), log)
 			if err != nil {
 				return err
 			}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,7 +61,7 @@ func queueAction(stderr io.Writer, args int, do func(c *cli.Context, q *queue.Qu
 		if err != nil {
 			return err
 		}
-		q, err := openQueue(c.Context, cfg, slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelError})))
+		q, err := openQueue(c.Context, cfg, false, slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 		if err != nil {
 			return err
 		}
@@ -71,42 +70,36 @@ func queueAction(stderr io.Writer, args int, do func(c *cli.Context, q *queue.Qu
 }
 
 // openQueue opens the cluster's queue, that of the server which runs on the
-// data directory, or the directory itself where none does.
-func openQueue(ctx context.Context, cfg config, log *slog.Logger) (*queue.Queue, error) {
+// data directory, or the directory itself where none does. It must be there,
+// unless a fresh one may be made.
+func openQueue(ctx context.Context, cfg config, fresh bool, log *slog.Logger) (*queue.Queue, error) {
 	o := queueOptions(cfg)
 	o.Log = log
 	name, err := workerName(cfg.dataDir)
 	if err != nil {
 		return nil, err
 	}
-	o.Worker = name
-	var q *queue.Queue
-	socket := filepath.Join(cfg.queueDir, "socket")
-	switch {
-	case cfg.cluster != nil:
-		q, err = queue.Open(ctx, o)
-	case answers(socket):
-		q, err = queue.Dial(ctx, socket, o)
-	default:
-		if _, statErr := os.Stat(cfg.queueDir); errors.Is(statErr, fs.ErrNotExist) {
+	o.Worker, o.Guest = name, !fresh
+	if cfg.cluster == nil {
+		o.Retention = 0 // what is remembered is for the server to say
+	}
+	if cfg.cluster == nil {
+		if _, err := os.Stat(cfg.queueDir); errors.Is(err, fs.ErrNotExist) && !fresh {
 			return nil, usageError{fmt.Errorf("--data-dir %s: there is no queue in it; name the data directory of a server, or a cluster with --queue", cfg.dataDir)}
 		}
-		q, err = queue.Open(ctx, o)
+		q, err := queue.Dial(ctx, filepath.Join(cfg.queueDir, "socket"), o)
+		if err == nil {
+			return q, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) { // a server that was killed leaves the file
+			return nil, usageError{err}
+		}
 	}
+	q, err := queue.Open(ctx, o)
 	if err != nil {
 		return nil, usageError{err}
 	}
 	return q, nil
-}
-
-// answers reports whether a server listens on the socket: the file of one that
-// was killed is still there.
-func answers(socket string) bool {
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		return errors.Is(err, unix.EACCES) // let Dial say so
-	}
-	return conn.Close() == nil
 }
 
 // A status is what cargo queue status prints.

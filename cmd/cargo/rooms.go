@@ -94,7 +94,7 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 			return nil, err
 		}
 	}
-	if r.artifacts, err = openStore(ctx, cfg, log); err != nil {
+	if r.artifacts, err = openStore(ctx, cfg, false, log); err != nil {
 		return nil, err
 	}
 	if err := r.openQueue(ctx, secret); err != nil {

@@ -72,10 +72,10 @@ type signer interface {
 	SignedURL(ctx context.Context, m artifact.Meta, ttl time.Duration) (string, error)
 }
 
-// openStore opens what --storage names.
-func openStore(ctx context.Context, cfg config, log *slog.Logger) (store, error) {
+// openStore opens what --storage names; for a look, nothing in it is tidied up.
+func openStore(ctx context.Context, cfg config, look bool, log *slog.Logger) (store, error) {
 	if cfg.storage.s3 == nil {
-		s, err := artifact.Open(cfg.storage.dir, artifact.Options{Limit: cfg.quotas.storage, Log: log})
+		s, err := artifact.Open(cfg.storage.dir, artifact.Options{Limit: cfg.quotas.storage, Keep: look, Log: log})
 		if err != nil {
 			return nil, err
 		}
