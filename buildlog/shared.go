@@ -26,11 +26,8 @@ type Archive interface {
 	PutLog(ctx context.Context, id build.ID, attempt int, r io.ReaderAt, size int64) error
 	// OpenLog returns the log that PutLog stored last.
 	OpenLog(ctx context.Context, id build.ID) (_ io.ReadSeekCloser, size int64, err error)
-}
-
-// An archivePruner is an Archive that can forget old logs.
-type archivePruner interface {
-	PruneLogs(ctx context.Context, before time.Time) (removed int, err error)
+	// PruneLogs removes the logs that were stored before then.
+	PruneLogs(ctx context.Context, before time.Time) error
 }
 
 // SharedOptions are what a Shared works with. Local, JetStream and Archive are required.
@@ -104,21 +101,17 @@ func OpenShared(ctx context.Context, o SharedOptions) (*Shared, error) {
 }
 
 // Prune removes old local files, as [Store.Prune] does: those of a former time
-// without sharing, and what killed processes left. Logs in the archive go
-// after the local store's retention if the archive has a method
-// PruneLogs(ctx, before) (removed, err); where it has none, as a bucket, its
-// own lifecycle rules must do that. removed counts both.
+// without sharing, and what killed processes left. removed counts them. Logs in
+// the archive go after the local store's retention, too.
 func (s *Shared) Prune(ctx context.Context, now time.Time) (removed int, err error) {
 	removed, err = s.local.Prune(ctx, now)
-	p, ok := s.archive.(archivePruner)
-	if !ok || s.local.retention <= 0 {
+	if s.local.retention <= 0 {
 		return removed, err
 	}
-	n, err2 := p.PruneLogs(ctx, now.Add(-s.local.retention))
-	if err2 != nil {
-		err2 = fmt.Errorf("prune the archive of logs: %w", err2)
+	if err2 := s.archive.PruneLogs(ctx, now.Add(-s.local.retention)); err2 != nil {
+		err = errors.Join(err, fmt.Errorf("prune the archive of logs: %w", err2))
 	}
-	return removed + n, errors.Join(err, err2)
+	return removed, err
 }
 
 const (

@@ -218,6 +218,9 @@ func (r *rooms) close() error {
 	if r.queue != nil {
 		errs = append(errs, r.queue.Close())
 	}
+	if c, ok := r.artifacts.(interface{ Close() }); ok {
+		c.Close()
+	}
 	if r.workshop != nil {
 		errs = append(errs, r.workshop.close())
 	}
