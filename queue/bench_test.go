@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/queue"
@@ -15,27 +17,35 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// fillQueue submits n different builds from 32 clients.
-func fillQueue(b *testing.B, q *queue.Queue, n int) {
-	b.Helper()
+// fillQueue submits n different builds from 32 clients and returns how long
+// each took, the longest last.
+func fillQueue(t testing.TB, q *queue.Queue, n int) []time.Duration {
+	t.Helper()
+	took := make([]time.Duration, n)
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range 32 {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				began := time.Now()
 				if _, err := q.Submit(context.Background(), queue.Submission{Build: newBuild(fmt.Sprint("v", i))}); err != nil {
-					b.Error(err)
+					t.Error(err)
 				}
+				took[i-1] = time.Since(began)
 			}
 		})
 	}
 	wg.Wait()
+	slices.Sort(took)
+	return took
 }
 
 func BenchmarkSubmit32Clients(b *testing.B) {
 	q := open(b, queue.Options{Dir: b.TempDir(), Limit: 1 << 30, Log: quiet})
 	b.ResetTimer()
-	fillQueue(b, q, b.N)
+	took := fillQueue(b, q, b.N)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "submits/s")
+	b.ReportMetric(took[len(took)*99/100].Seconds()*1000, "p99-ms")
 }
 
 func BenchmarkLifeOfABuild(b *testing.B) {

@@ -99,6 +99,7 @@ func (c *Cluster) options(worker string) []nats.Option {
 		nats.Timeout(dialTimeout),
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(pingsMissed),
+		nats.IgnoreAuthErrorAbort(), // a server that is being configured anew may refuse us for a while
 	}
 	if c.Credentials != "" {
 		options = append(options, nats.UserCredentials(c.Credentials))

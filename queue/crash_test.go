@@ -31,7 +31,7 @@ import (
 const childEnv = "CARGO_QUEUE_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	children := map[string]func(dir string) error{"work": childWork, "submit": childSubmit, "idle": childIdle, "full": childFull, "files": childFiles, "hold": childHold}
+	children := map[string]func(dir string) error{"work": childWork, "submit": childSubmit, "idle": childIdle, "full": childFull, "files": childFiles, "hold": childHold, "many": childMany}
 	if child, ok := children[os.Getenv(childEnv)]; ok {
 		if err := child(os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -449,19 +449,80 @@ func childIdle(dir string) error {
 		return err
 	}
 	time.Sleep(time.Second)
-	status, err := os.ReadFile("/proc/self/status")
+	kib, err := resident()
 	if err != nil {
-		return err
-	}
-	_, rest, _ := strings.Cut(string(status), "VmRSS:")
-	var kib int
-	if _, err := fmt.Sscan(rest, &kib); err != nil {
 		return err
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(kib); err != nil {
 		return err
 	}
 	return q.Close()
+}
+
+func resident() (kib int, err error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	_, err = fmt.Sscan(rest, &kib)
+	return kib, err
+}
+
+// The figures of a process that opens a full queue.
+type figures struct {
+	KiB               int
+	Start, Page, Scan time.Duration
+	Depth             int
+}
+
+func childMany(dir string) error {
+	began := time.Now()
+	q, err := queue.Open(context.Background(), queue.Options{Dir: dir, Worker: "w", Limit: 1 << 20})
+	if err != nil {
+		return err
+	}
+	f := figures{Start: time.Since(began)}
+	began = time.Now()
+	if _, _, err := q.List(context.Background(), queue.Filter{}); err != nil {
+		return err
+	}
+	f.Page = time.Since(began)
+	began = time.Now()
+	f.Depth = q.Depth()
+	f.Scan = time.Since(began)
+	if f.KiB, err = resident(); err != nil {
+		return err
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(f); err != nil {
+		return err
+	}
+	return q.Close()
+}
+
+func TestTenThousandQueued(t *testing.T) {
+	if raceEnabled || testing.Short() {
+		t.Skip("takes ten seconds, and the race detector takes memory of its own")
+	}
+	const n = 10_000
+	dir := t.TempDir()
+	q := open(t, queue.Options{Dir: dir, Limit: 1 << 20, Log: quiet})
+	fillQueue(t, q, n)
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := childCommand(within(t), "many", dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f figures
+	if err := json.Unmarshal(out, &f); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("start %s, first page %s, depth %s, %d KiB resident", f.Start, f.Page, f.Scan, f.KiB)
+	if f.Depth != n || f.Start > 3*time.Second || f.Page > 100*time.Millisecond || f.Scan > 5*time.Millisecond || f.KiB > 200<<10 {
+		t.Errorf("figures of %d queued builds: %+v", f.Depth, f)
+	}
 }
 
 // The whole server may take 64 MiB at rest; the queue half of that.

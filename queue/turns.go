@@ -57,7 +57,7 @@ func (v *view) next() (_ live, arrived <-chan struct{}) {
 	owners := v.standings(skip + 1)
 	var chosen *entry
 	for range skip + 1 {
-		first := first(owners)
+		first := first(owners, now)
 		if first == nil {
 			break
 		}
@@ -77,12 +77,20 @@ func (v *view) next() (_ live, arrived <-chan struct{}) {
 }
 
 // first is the owner whose turn it is, nil if nobody has a claimable build.
-func first(owners map[string]*standing) (first *standing) {
+func first(owners map[string]*standing, now time.Time) (first *standing) {
+	// What lies in the future was noted before the clock was set back, and says
+	// nothing; the clocks of several machines may differ by a little.
+	known := func(t time.Time) time.Time {
+		if t.Round(0).After(now.Add(time.Minute).Round(0)) {
+			return time.Time{}
+		}
+		return t
+	}
 	for _, s := range owners {
 		if len(s.line) == 0 {
 			continue
 		}
-		if s.waits = s.line[0].rec.Build.AcceptedAt; s.waits.Before(s.turn) {
+		if s.waits = known(s.line[0].rec.Build.AcceptedAt); s.waits.Before(known(s.turn)) {
 			s.waits = s.turn
 		}
 		if first == nil || s.before(first) {

@@ -133,3 +133,21 @@ func TestNewcomersGoBehindWhoWaits(t *testing.T) {
 		t.Errorf("%d turns in four while two newcomers come for each", turns)
 	}
 }
+
+// A clock that is set back by an hour starves nobody.
+func TestTurnsWhenTheClockIsSetBack(t *testing.T) {
+	l := newLine(t)
+	l.now = time.Now().Add(time.Hour).UTC() // as accepted before
+	l.submit("a", "a")
+	l.now = time.Now().Add(-time.Hour).UTC()
+	l.submit("b", "b", "b")
+	var got []string
+	for range 4 {
+		g, held := l.claims(1)
+		got = append(got, g...)
+		finishAll(t, held)
+	}
+	if want := []string{"a v1", "b v3", "a v2", "b v4"}; !cmp.Equal(got, want) {
+		t.Errorf("claimed %q, want %q", got, want)
+	}
+}
