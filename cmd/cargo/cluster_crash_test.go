@@ -61,6 +61,7 @@ func TestCrashCluster(t *testing.T) {
 	l.checkAll()
 	t.Logf("%d requests asked a server for a build that it did not know yet", l.lagged.Load())
 	s.checkStored()
+	l.wantConsistent(s.env, append([]string{"--data-dir", t.TempDir()}, s.flags...)...)
 	for _, url := range s.urls() {
 		l.wantIdle(url)
 	}

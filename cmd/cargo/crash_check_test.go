@@ -14,6 +14,8 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"os"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -186,6 +188,18 @@ func (l *loop) wantSane(log string) {
 		if i := strings.Index(log, never); i >= 0 {
 			l.problem("a server's log says %q:\n%s", never, log[i:min(len(log), i+4000)])
 		}
+	}
+}
+
+// wantConsistent has cargo fsck compare records with archives, every byte of them.
+func (l *loop) wantConsistent(env []string, flags ...string) {
+	self, err := os.Executable()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	cmd := exec.Cmd{Path: self, Args: append([]string{"cargo", "fsck"}, flags...), Env: append(os.Environ(), env...)}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		l.problem("cargo fsck: %v\n%s", err, out)
 	}
 }
 

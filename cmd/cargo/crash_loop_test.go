@@ -134,6 +134,7 @@ func TestCrashEmbedded(t *testing.T) {
 	l.finish()
 	stop()
 	l.checkAll()
+	l.wantConsistent(nil, "--data-dir", data)
 	l.wantIdle(s.url)
 	wantNothingLeft(t, data)
 	s.wantKept(data)
