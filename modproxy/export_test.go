@@ -9,3 +9,8 @@ func (p *Proxy) Waiting(name string) int {
 	}
 	return 0
 }
+
+// Verdict is what a Proxy makes of an error of goproxy's fetcher for a zip.
+func Verdict(path, version string, err error) error {
+	return new(verifier).verdict(request{path: path, version: version}, err)
+}

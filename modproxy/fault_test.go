@@ -2,6 +2,8 @@ package modproxy_test
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -232,6 +234,16 @@ func TestCachedFileThatCannotBeRead(t *testing.T) {
 		t.Errorf("fetched anew: %d %q", code, body)
 	}
 	checkFault(t, d, nil)
+}
+
+// goproxy says of a zip that cannot be opened that it is no module, and that
+// none exists.
+func TestZipThatCannotBeOpened(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("invalid zip file: %w: %w", &fs.PathError{Op: "open", Path: "x.zip", Err: syscall.EMFILE}, fs.ErrNotExist)
+	if v := modproxy.Verdict("example.com/lib", "v1.1.0", err); !errors.Is(v, syscall.EMFILE) || errors.Is(v, fs.ErrNotExist) {
+		t.Errorf("%v", v)
+	}
 }
 
 // A build that another one's fault comes first to has its own to tell.
