@@ -240,6 +240,9 @@ func quorum(info *jetstream.StreamInfo) bool {
 	if info.Cluster == nil {
 		return true
 	}
+	if info.Cluster.Leader == "" { // then a server answers that leads nothing
+		return false
+	}
 	there := 1
 	for _, f := range info.Cluster.Replicas {
 		if !f.Offline && f.Active < followerSilence {
