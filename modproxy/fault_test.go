@@ -277,6 +277,16 @@ func TestHungry(t *testing.T) {
 	if os.Getenv(hungryEnv) == "" {
 		t.Skip("TestWithoutDescriptors runs it")
 	}
+	sockets := func() (n int) {
+		all, _ := filepath.Glob("/proc/self/fd/*")
+		for _, fd := range all {
+			if to, _ := os.Readlink(fd); strings.HasPrefix(to, "socket:") {
+				n++
+			}
+		}
+		return n
+	}
+	before := sockets()
 	g := library(t)
 	o := g.options(t)
 	d, url := open(t, newProxy(t, o), modproxy.Limits{})
@@ -311,8 +321,10 @@ func TestHungry(t *testing.T) {
 	checkFault(t, d, nil)
 
 	spit()
-	g.Close()            // and no answer but from the cache
-	fetch(t, url+libMod) // Close has closed more than its own connections
+	g.Close() // and no answer but from the cache
+	g.db.Close()
+	fetch(t, url+libMod)                                     // Close has closed more than its own connections
+	waitFor(t, func() bool { return sockets() == before+3 }) // the door's listener, and both ends of what was asked on
 	eat()
 	if code, body := fetch(t, url+libMod); code != http.StatusInternalServerError {
 		t.Errorf("%d %q", code, body)
