@@ -144,14 +144,7 @@ func (l *loop) submit(ctx context.Context, o order) build.ID {
 func (l *loop) cancel(ctx context.Context, e *entry) {
 	l.set(func() { e.askedToStop = true })
 	for ; ctx.Err() == nil; pause(ctx, retryPause) {
-		a, ok := l.ask(ctx, http.MethodDelete, "/builds/"+string(e.id), e.token, http.StatusAccepted, http.StatusConflict, http.StatusNotFound)
-		if ok && a.StatusCode == http.StatusNotFound {
-			if late := time.Since(e.accepted); late > l.lag {
-				l.problem("build %s was accepted %v ago, and is not found: %s", e.id, late, a.body)
-				return
-			}
-			l.lagged.Add(1)
-		} else if ok {
+		if a, ok := l.ask(ctx, http.MethodDelete, "/builds/"+string(e.id), e.token, http.StatusAccepted, http.StatusConflict); ok {
 			if a.StatusCode == http.StatusAccepted {
 				l.set(func() { e.stopAccepted = time.Now() })
 			}
@@ -163,16 +156,8 @@ func (l *loop) cancel(ctx context.Context, e *entry) {
 // await returns the record of a build as soon as it has ended.
 func (l *loop) await(ctx context.Context, e *entry) (b build.Build) {
 	for ; ctx.Err() == nil; pause(ctx, retryPause) {
-		a, ok := l.ask(ctx, http.MethodGet, "/builds/"+string(e.id), e.token, http.StatusOK, http.StatusNotFound)
+		a, ok := l.ask(ctx, http.MethodGet, "/builds/"+string(e.id), e.token, http.StatusOK)
 		if !ok {
-			continue
-		}
-		if a.StatusCode == http.StatusNotFound {
-			if late := time.Since(e.accepted); late > l.lag {
-				l.problem("build %s was accepted %v ago, and is not found: %s", e.id, late, a.body)
-				pause(ctx, time.Second)
-			}
-			l.lagged.Add(1)
 			continue
 		}
 		if err := json.Unmarshal(a.body, &b); err != nil || b.ID != e.id {

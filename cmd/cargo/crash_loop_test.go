@@ -28,12 +28,10 @@ type loop struct {
 	client *http.Client
 
 	round  atomic.Int64
-	kills  atomic.Int64  // of workers, so far
-	lag    time.Duration // after which every server must know of what one has accepted
-	lagged atomic.Int64  // requests for a build that a server did not know yet
-	number atomic.Int64  // of the newest order
-	ends   atomic.Int64  // of builds, that were seen
-	wrong  atomic.Int64  // how often something was
+	kills  atomic.Int64 // of workers, so far
+	number atomic.Int64 // of the newest order
+	ends   atomic.Int64 // of builds, that were seen
+	wrong  atomic.Int64 // how often something was
 
 	refused   atomic.Int64 // requests that got 503 and Retry-After
 	exclusive atomic.Bool  // no build may run twice at once
