@@ -107,6 +107,7 @@ func all(t testing.TB, text string, n int) {
 // The leader of the stream is killed under a writer and two followers, one
 // after another goes; then two servers at once, and come back.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	c, a := newCluster(t), newArchive()
 	three := func(o *buildlog.SharedOptions) { o.Replicas = 3 }
 	worker, api, other := newMachine(t, c.connect(t), a, three), newMachine(t, c.connect(t), a, three), newMachine(t, c.connect(t), a, three)
@@ -165,6 +166,7 @@ func (c *cluster) restart(t testing.TB, i int) {
 // NATS goes away and comes back: the build does not notice, its log catches
 // up, followers go on.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	o := server.Options{ServerName: "one", Host: "127.0.0.1", Port: -1, StoreDir: t.TempDir()}
 	s := serve(t, o)
 	url := s.ClientURL()
@@ -247,30 +249,37 @@ func (l *lossy) PublishMsg(ctx context.Context, m *nats.Msg, o ...jetstream.Publ
 
 // However many answers are lost, each line comes once.
 func TestUnknownOutcome(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	seed := rand.Uint64()
 	t.Log("seed", seed)
 	l := &lossy{JetStream: js, rand: rand.New(rand.NewPCG(seed, 0))}
 	defer l.later.Wait()
-	worker, next, api := newMachine(t, l, a), newMachine(t, l, a), newMachine(t, js, a)
+	workers, api := []machine{newMachine(t, l, a), newMachine(t, l, a)}, newMachine(t, js, a)
 	id, done := build.NewID(), make(chan struct{})
 	f := api.follow(t, id, 0, done)
-	w := worker.create(t, attempt(id, 1))
 	n := 0
-	for range 30 {
-		for range 5 {
+	const attempts = 6
+	for i := range attempts {
+		b, worker := attempt(id, i+1), workers[i%2]
+		w := worker.create(t, b)
+		for range 10 {
+			for range 3 {
+				say(w, "line %d", n)
+				n++
+			}
+			f.sees(t, fmt.Sprintf("line %d\"", n-1))
+		}
+		for range 5 { // only Close sees that these are shipped
 			say(w, "line %d", n)
 			n++
 		}
-		f.sees(t, fmt.Sprintf("line %d\"", n-1))
+		closed(t, w)
+		if i == attempts-1 {
+			must(t, worker.Keep(t.Context(), b))
+			must(t, worker.Drop(t.Context(), b))
+		}
 	}
-	w2 := next.create(t, attempt(id, 2))
-	for range 30 {
-		say(w2, "line %d", n)
-		n++
-		f.sees(t, fmt.Sprintf("line %d\"", n-1))
-	}
-	next.end(t, w2, attempt(id, 2))
 	close(done)
 	text := api.read(t, id, 0)
 	all(t, text, n)
@@ -278,11 +287,11 @@ func TestUnknownOutcome(t *testing.T) {
 	if l.lost == 0 {
 		t.Error("nothing was lost")
 	}
-	closed(t, w)
 }
 
 // Consumers are removed under their followers.
 func TestLostConsumer(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	m := newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 1), make(chan struct{})

@@ -2,7 +2,6 @@ package buildlog_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 
 // Whatever a build writes, what is read elsewhere is what is in its file.
 func TestHostileLines(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	worker, next, api := newMachine(t, js, a), newMachine(t, js, a), newMachine(t, js, a)
 	id, done := build.NewID(), make(chan struct{})
@@ -73,6 +73,7 @@ func TestHostileLines(t *testing.T) {
 // A worker dies in the midst of a line that takes several messages: the next
 // attempt and the archive begin behind the last whole line.
 func TestTornLine(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	worker, next, api := newMachine(t, js, a), newMachine(t, js, a), newMachine(t, js, a)
 	id, done := build.NewID(), make(chan struct{})
@@ -119,6 +120,7 @@ func TestTornLine(t *testing.T) {
 
 // A follower that stands still takes no memory, and holds up nobody.
 func TestSlowSharedFollower(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	m := newMachine(t, js, a)
 	b, done, free := attempt(build.NewID(), 1), make(chan struct{}), make(chan struct{})
@@ -170,35 +172,59 @@ func pending(t testing.TB, js jetstream.JetStream) (most uint64) {
 
 // A stream that is full holds up followers, not builds, and loses nothing.
 func TestFullStream(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	m := newMachine(t, js, a, func(o *buildlog.SharedOptions) { o.Bytes = 1 << 20 })
-	first, second := attempt(build.NewID(), 1), attempt(build.NewID(), 1)
+	builds := [3]build.Build{attempt(build.NewID(), 1), attempt(build.NewID(), 1), attempt(build.NewID(), 1)}
+	var writers [3]*buildlog.Writer
+	var tails [3]*tail
 	done := make(chan struct{})
-	w, w2 := m.create(t, first), m.create(t, second)
-	say(w2, "early")
-	f := m.follow(t, second.ID, 0, done)
-	f.sees(t, "early")
-	for i := range 100 {
-		say(w, "line %d %s", i, strings.Repeat("x", 50<<10))
+	for i, b := range builds {
+		writers[i] = m.create(t, b)
+		say(writers[i], "early")
+		tails[i] = m.follow(t, b.ID, 0, done)
+		tails[i].sees(t, "early")
+	}
+	for err := error(nil); err == nil; { // to the last byte
+		_, err = js.Publish(t.Context(), "logs.filler", make([]byte, 100<<10))
+	}
+	for err := error(nil); err == nil; {
+		_, err = js.Publish(t.Context(), "logs.filler", nil)
+	}
+	for i, w := range writers {
+		say(w, "late %d", i)
 	}
 	wait(t, "a full stream", func() bool { return strings.Contains(m.said.String(), "full") })
-	say(w2, "late")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	closed(t, w)
-	must(t, m.Keep(ctx, first))
-	must(t, m.Drop(ctx, first)) // makes room
-	f.sees(t, "late")
-	m.end(t, w2, second)
+	closed(t, writers[0])
+	must(t, m.Keep(t.Context(), builds[0]))
+	closed(t, writers[1])
+	must(t, m.Keep(t.Context(), builds[1]))
+	must(t, m.Drop(t.Context(), builds[1]))
+	must(t, m.Settle(t.Context(), builds[2]))
 	close(done)
-	f.is(t, m.read(t, second.ID, 0))
-	if n := len(messages(t, m.read(t, first.ID, 0))); n != 100 {
-		t.Errorf("%d lines of the first, want 100", n)
+	for i := range 2 {
+		text := m.read(t, builds[i].ID, 0)
+		if i == 0 {
+			text = a.log(builds[0].ID).text // dropped later
+		}
+		tails[i].is(t, text)
+		if got := fmt.Sprint(messages(t, text)); got != fmt.Sprintf("[early late %d]", i) {
+			t.Errorf("log %d has %s", i, got)
+		}
+	}
+	must(t, m.Drop(t.Context(), builds[0]))
+	closed(t, writers[2])
+	tails[2].is(t, a.log(builds[2].ID).text)
+	for _, b := range builds {
+		if n := messagesIn(t, js, b.ID); n != 1 {
+			t.Errorf("%d messages are left", n)
+		}
 	}
 }
 
 // What is wrong with a stream that somebody else made is said.
 func TestStrangeStream(t *testing.T) {
+	t.Parallel()
 	js := embedded(t)
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
 		Name: "strange", Subjects: []string{"strange.*"}, Storage: jetstream.MemoryStorage, MaxAge: time.Hour, MaxBytes: 1 << 20, AllowDirect: true,
@@ -222,6 +248,7 @@ func TestStrangeStream(t *testing.T) {
 
 // The archive forgets logs that are as old as the local ones that go.
 func TestSharedPrune(t *testing.T) {
+	t.Parallel()
 	local, dir := open(t, buildlog.Options{Retention: time.Hour})
 	a := newArchive()
 	s, err := buildlog.OpenShared(t.Context(), buildlog.SharedOptions{Local: local, JetStream: embedded(t), Archive: a})

@@ -257,13 +257,13 @@ const (
 	errMaxBytes                            = "maximum bytes exceeded"
 )
 
-// purge forgets what came before the message seq of a log.
+// purge removes the messages of a log up to seq.
 func (l *live) purge(ctx context.Context, id build.ID, seq uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	s, err := l.open(ctx)
 	if err == nil {
-		err = s.Purge(ctx, jetstream.WithPurgeSubject(l.subject(id)), jetstream.WithPurgeSequence(seq))
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(l.subject(id)), jetstream.WithPurgeSequence(seq+1))
 	}
 	if err != nil {
 		return l.failed("purge a log", err)

@@ -83,15 +83,15 @@ func (r *reader) catchUp(ctx context.Context, seq uint64) error {
 	return nil
 }
 
-// wait takes messages as they come until stop is closed.
+// wait takes messages as they come until stop is closed or the log is dropped.
 func (r *reader) wait(ctx context.Context, stop <-chan struct{}) error {
 	for {
 		m, err := r.next(ctx, stop)
-		if errors.Is(err, errStopped) {
-			return nil
-		}
 		if err == nil {
 			err = r.take(m)
+		}
+		if errors.Is(err, errStopped) || errors.Is(err, errDropped) {
+			return nil
 		}
 		if err != nil {
 			return err
@@ -218,9 +218,6 @@ func (r *reader) close(ctx context.Context) {
 
 // take passes on the lines that m completes.
 func (r *reader) take(m message) error {
-	if m.seq <= r.seq {
-		return nil // sent again
-	}
 	held := r.offset + int64(len(r.part))
 	if m.kind == kindDropped {
 		r.seq, r.part = m.seq, nil

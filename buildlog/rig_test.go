@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -87,7 +88,7 @@ type archive struct {
 	logs   map[build.ID]archived
 	broken bool
 	puts   int
-	slow   chan struct{} // PutLog waits until it is closed; nil: not at all
+	stored func() // is called before PutLog returns; nil: nothing
 }
 
 type archived struct {
@@ -103,14 +104,7 @@ func (a *archive) setBroken(on bool) {
 	a.broken = on
 }
 
-func (a *archive) PutLog(ctx context.Context, id build.ID, attempt int, r io.ReaderAt, size int64) error {
-	if a.slow != nil {
-		select {
-		case <-a.slow:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+func (a *archive) PutLog(_ context.Context, id build.ID, attempt int, r io.ReaderAt, size int64) error {
 	data, err := io.ReadAll(io.NewSectionReader(r, 0, size))
 	if err != nil || int64(len(data)) != size {
 		return fmt.Errorf("read %d of %d bytes: %w", len(data), size, err)
@@ -125,6 +119,9 @@ func (a *archive) PutLog(ctx context.Context, id build.ID, attempt int, r io.Rea
 	}
 	a.puts++
 	a.logs[id] = archived{attempt, string(data)}
+	if a.stored != nil {
+		a.stored()
+	}
 	return nil
 }
 
@@ -331,6 +328,26 @@ func messagesIn(t testing.TB, js jetstream.JetStream, id build.ID) uint64 {
 	info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("logs."+string(id)))
 	must(t, err)
 	return info.State.Subjects["logs."+string(id)]
+}
+
+// begins are the offsets of the messages about a log that hold lines.
+func begins(t testing.TB, js jetstream.JetStream, id build.ID) (offsets []int64) {
+	t.Helper()
+	s, err := js.Stream(t.Context(), "logs")
+	must(t, err)
+	for seq := uint64(1); ; {
+		m, err := s.GetMsg(t.Context(), seq, jetstream.WithGetMsgSubject("logs."+string(id)))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return offsets
+		}
+		must(t, err)
+		if len(m.Data) > 0 {
+			at, err := strconv.ParseInt(m.Header.Get("Cargo-Log-Offset"), 10, 64)
+			must(t, err)
+			offsets = append(offsets, at)
+		}
+		seq = m.Sequence + 1
+	}
 }
 
 func (m machine) path(id build.ID) string {

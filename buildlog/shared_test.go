@@ -23,6 +23,7 @@ import (
 // A log is followed from another machine while it is written, and read there
 // after its end, at the same offsets.
 func TestShared(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	worker, api := newMachine(t, js, a), newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 1), make(chan struct{})
@@ -68,6 +69,7 @@ func TestShared(t *testing.T) {
 // However far its end has come, a log reads the same, from any line on; and who
 // follows it misses nothing, wherever it stands when the log moves.
 func TestReadersOverTheEnd(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	worker, api := newMachine(t, js, a), newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 1), make(chan struct{})
@@ -124,6 +126,11 @@ func TestReadersOverTheEnd(t *testing.T) {
 				}
 			}
 		}
+		for _, at := range begins(t, js, b.ID) { // the first line of each message
+			if got := api.read(t, b.ID, at); got != text[at:] {
+				t.Errorf("%s, from %d: %s", step, at, first(got, text[at:]))
+			}
+		}
 		for _, n := range []int{0, 500, lines} {
 			for _, until := range steps[i:] {
 				begin(starts[n], until)
@@ -136,9 +143,76 @@ func TestReadersOverTheEnd(t *testing.T) {
 	}
 }
 
+// A reader finds the message to begin with among many.
+func TestManyMessages(t *testing.T) {
+	t.Parallel()
+	js, a := embedded(t), newArchive()
+	m := newMachine(t, js, a, func(o *buildlog.SharedOptions) { o.Local, _ = open(t, buildlog.Options{Flush: time.Microsecond}) })
+	id, other := build.NewID(), build.NewID()
+	w, noise := m.create(t, attempt(id, 1)), m.create(t, attempt(other, 1))
+	f := m.follow(t, id, 0, nil)
+	for i := range 150 {
+		say(w, "line %d", i)
+		say(noise, "noise")
+		f.sees(t, fmt.Sprintf("line %d\"", i))
+	}
+	text, at := m.read(t, id, 0), int64(0)
+	if n := len(begins(t, js, id)); n < 100 {
+		t.Fatalf("only %d messages", n)
+	}
+	for l := range strings.Lines(text) {
+		if got := m.read(t, id, at); got != text[at:] {
+			t.Errorf("from %d: %s", at, first(got, text[at:]))
+		}
+		at += int64(len(l))
+	}
+}
+
+// A log moves into the archive under somebody who reads it.
+func TestReadOverDrop(t *testing.T) {
+	t.Parallel()
+	js, a := embedded(t), newArchive()
+	m := newMachine(t, js, a)
+	b := attempt(build.NewID(), 1)
+	w := m.create(t, b)
+	for i := range 100 {
+		say(w, "line %d %s", i, strings.Repeat("x", 40<<10)) // more than a reader fetches at once
+	}
+	closed(t, w)
+	text := m.read(t, b.ID, 0)
+	must(t, m.Keep(t.Context(), b))
+	out := &slowWriter{first: make(chan struct{}), free: make(chan struct{})}
+	read := make(chan error, 1)
+	go func() {
+		_, err := m.Read(t.Context(), b.ID, 0, out)
+		read <- err
+	}()
+	<-out.first
+	must(t, m.Drop(t.Context(), b))
+	close(out.free)
+	if err := <-read; err != nil || out.String() != text {
+		t.Errorf("Read = %v: %s", err, first(out.String(), text))
+	}
+}
+
+// A slowWriter stands still in its first Write until free is closed.
+type slowWriter struct {
+	strings.Builder
+	first, free chan struct{}
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	if w.Len() == 0 {
+		close(w.first)
+		<-w.free
+	}
+	return w.Builder.Write(p)
+}
+
 // The second attempt of a build, on another machine, goes on at the offset at
 // which the stream stands, whatever its own disk holds.
 func TestAttemptOnAnotherMachine(t *testing.T) {
+	t.Parallel()
 	for name, local := range map[string]func(shared string) string{
 		"nothing":       func(string) string { return "" },
 		"the same":      func(s string) string { return s },
@@ -193,6 +267,7 @@ func TestAttemptOnAnotherMachine(t *testing.T) {
 // A writer that was paused before its first message adds nothing, however late
 // it wakes up.
 func TestFence(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	late, next := newMachine(t, js, a), newMachine(t, js, a)
 	id := build.NewID()
@@ -235,6 +310,7 @@ func TestFence(t *testing.T) {
 
 // A build that ended without its worker: several API servers see to its log.
 func TestSettle(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	lost := newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 3), make(chan struct{})
@@ -275,9 +351,32 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// A worker that goes on writing does not keep its log from being settled.
+func TestSettleUnderAWriter(t *testing.T) {
+	t.Parallel()
+	js, a := embedded(t), newArchive()
+	lost, api := newMachine(t, js, a), newMachine(t, js, a)
+	b := attempt(build.NewID(), 3)
+	w := lost.create(t, b)
+	say(w, "line")
+	api.shows(t, b.ID, "line")
+	a.stored = func() {
+		before := messagesIn(t, js, b.ID)
+		say(w, "line")
+		wait(t, "what becomes of it", func() bool {
+			return messagesIn(t, js, b.ID) > before || strings.Contains(lost.said.String(), "shipped no longer")
+		})
+	}
+	must(t, api.Settle(t.Context(), b))
+	if a.puts != 1 {
+		t.Errorf("the log was stored %d times", a.puts)
+	}
+}
+
 // While the archive is away, logs stay in the stream, and are archived when it
 // is back.
 func TestArchiveAway(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	worker, api := newMachine(t, js, a), newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 1), make(chan struct{})
@@ -329,6 +428,7 @@ func TestArchiveAway(t *testing.T) {
 
 // A build whose log is archived already is queued again: the log goes on.
 func TestQueuedAgain(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	lost, next, api := newMachine(t, js, a), newMachine(t, js, a), newMachine(t, js, a)
 	id, done := build.NewID(), make(chan struct{})
@@ -356,6 +456,7 @@ func TestQueuedAgain(t *testing.T) {
 
 // Logs of the time before they were shared stay readable.
 func TestFormerLogs(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	m := newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 1), make(chan struct{})
@@ -387,6 +488,7 @@ func TestFormerLogs(t *testing.T) {
 }
 
 func TestSharedErrors(t *testing.T) {
+	t.Parallel()
 	js, a := embedded(t), newArchive()
 	m := newMachine(t, js, a)
 	b, done := attempt(build.NewID(), 1), make(chan struct{})

@@ -126,10 +126,10 @@ func (s *Shared) drop(ctx context.Context, b build.Build, seq uint64) error {
 	if !errors.Is(err, errFull) {
 		return err
 	}
-	if err := s.live.purge(ctx, b.ID, seq); err != nil { // the last one stays, as the fence
+	if err := s.live.purge(ctx, b.ID, seq); err != nil {
 		return err
 	}
-	_, err = s.live.put(ctx, b.ID, seq, m)
+	_, err = s.live.put(ctx, b.ID, 0, m) // or somebody came in between, and it is tried again
 	return err
 }
 

@@ -147,10 +147,7 @@ func (f *follower) round(ctx context.Context) (over bool, err error) {
 		return f.former(ctx)
 	}
 	if f.ended.IsZero() {
-		if err := f.reader.wait(ctx, f.done); !errors.Is(err, errDropped) {
-			return false, err
-		}
-		return false, nil
+		return false, f.reader.wait(ctx, f.done)
 	}
 	if p.whole {
 		return true, nil

@@ -117,22 +117,18 @@ func (s *Shared) restore(ctx context.Context, path string, id build.ID, last mes
 // A mirror makes a file begin with what it is given, and cuts off the rest
 // where that differs.
 type mirror struct {
-	file    *os.File
-	differs bool
-	buf     []byte
+	file *os.File
+	buf  []byte
 }
 
 func (m *mirror) write(lines []byte, next int64) error {
 	at := next - int64(len(lines))
-	if !m.differs {
-		m.buf = append(m.buf[:0], lines...)
-		if n, _ := m.file.ReadAt(m.buf, at); bytes.Equal(m.buf[:n], lines) {
-			return nil
-		}
-		m.differs = true
-		if err := m.file.Truncate(at); err != nil {
-			return err
-		}
+	m.buf = append(m.buf[:0], lines...)
+	if n, _ := m.file.ReadAt(m.buf, at); bytes.Equal(m.buf[:n], lines) {
+		return nil
+	}
+	if err := m.file.Truncate(at); err != nil {
+		return err
 	}
 	_, err := m.file.WriteAt(lines, at)
 	return err
