@@ -21,13 +21,13 @@ import (
 	"github.com/monochromegane/cargo/buildlog"
 )
 
-// A cluster is three NATS servers on loopback.
+// A cluster is three NATS servers on loopback, each with so much room.
 type cluster struct {
 	servers [3]*server.Server
 	options [3]server.Options
 }
 
-func newCluster(t testing.TB) *cluster {
+func newCluster(t testing.TB, room int64) *cluster {
 	t.Helper()
 	c := &cluster{}
 	var routes []*url.URL
@@ -40,7 +40,7 @@ func newCluster(t testing.TB) *cluster {
 		closed(t, l)
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", port)})
 		c.options[i] = server.Options{
-			ServerName: fmt.Sprintf("node%d", i), Host: "127.0.0.1", Port: -1, StoreDir: t.TempDir(),
+			ServerName: fmt.Sprintf("node%d", i), Host: "127.0.0.1", Port: -1, StoreDir: t.TempDir(), JetStreamMaxStore: room,
 			Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: port},
 		}
 	}
@@ -108,7 +108,7 @@ func all(t testing.TB, text string, n int) {
 // after another goes; then two servers at once, and come back.
 func TestCluster(t *testing.T) {
 	t.Parallel()
-	c, a := newCluster(t), newArchive()
+	c, a := newCluster(t, 4<<30), newArchive()
 	three := func(o *buildlog.SharedOptions) { o.Replicas = 3 }
 	worker, api, other := newMachine(t, c.connect(t), a, three), newMachine(t, c.connect(t), a, three), newMachine(t, c.connect(t), a, three)
 	b, done, stopped := attempt(build.NewID(), 1), make(chan struct{}), make(chan struct{})

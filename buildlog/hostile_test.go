@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monochromegane/cargo/build"
@@ -243,6 +245,31 @@ func TestStrangeStream(t *testing.T) {
 	good.end(t, w, b)
 	if s := newMachine(t, js, newArchive()).said.String() + good.said.String(); s != "" {
 		t.Errorf("of its own stream it says %s", s)
+	}
+}
+
+// A server with less room than the stream would take has a smaller one.
+func TestLittleRoom(t *testing.T) {
+	t.Parallel()
+	s := serve(t, server.Options{ServerName: "small", DontListen: true, StoreDir: t.TempDir(), JetStreamMaxStore: 700 << 20})
+	js := connect(t, "", nats.InProcessServer(s))
+	m := newMachine(t, js, newArchive())
+	stream, err := js.Stream(t.Context(), "logs")
+	must(t, err)
+	if n := stream.CachedInfo().Config.MaxBytes; n != 512<<20 || !strings.Contains(m.said.String(), "little room") {
+		t.Errorf("the stream may take %d bytes; it says %s", n, m.said)
+	}
+}
+
+func TestLittleRoomInACluster(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 700<<20)
+	js := c.connect(t)
+	newMachine(t, js, newArchive(), func(o *buildlog.SharedOptions) { o.Replicas = 3 })
+	stream, err := js.Stream(t.Context(), "logs")
+	must(t, err)
+	if n := stream.CachedInfo().Config.MaxBytes; n != 512<<20 {
+		t.Errorf("the stream may take %d bytes", n)
 	}
 }
 

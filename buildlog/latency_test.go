@@ -32,7 +32,7 @@ func BenchmarkLatency(b *testing.B) {
 		latency(b, newMachine(b, js, a), newMachine(b, js, a))
 	})
 	b.Run("cluster", func(b *testing.B) {
-		c, a := newCluster(b), newArchive()
+		c, a := newCluster(b, 4<<30), newArchive()
 		three := func(o *buildlog.SharedOptions) { o.Replicas = 3 }
 		latency(b, newMachine(b, c.connect(b), a, three), newMachine(b, c.connect(b), a, three))
 	})

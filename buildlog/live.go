@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -105,7 +106,7 @@ func (l *live) open(ctx context.Context) (jetstream.Stream, error) {
 	}
 	s, err := l.js.Stream(ctx, l.name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		s, err = l.js.CreateStream(ctx, l.config())
+		s, err = l.create(ctx)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // somebody else made it, in another way
 			s, err = l.js.Stream(ctx, l.name)
 		}
@@ -120,7 +121,38 @@ func (l *live) open(ctx context.Context) (jetstream.Stream, error) {
 	return s, nil
 }
 
-func (l *live) config() jetstream.StreamConfig {
+// create makes the stream, smaller where there is no room for all of it.
+func (l *live) create(ctx context.Context) (jetstream.Stream, error) {
+	const least = 64 << 20
+	for bytes := l.bytes; ; bytes /= 2 {
+		s, err := l.js.CreateStream(ctx, l.config(bytes))
+		if bytes/2 >= least && noRoom(err) {
+			continue
+		}
+		if err == nil && bytes < l.bytes {
+			l.log.Warn("there is little room for the logs of running builds; followers wait while it is full", "stream", l.name, "bytes", bytes)
+		}
+		return s, err
+	}
+}
+
+// noRoom reports whether NATS has not as many bytes left as were asked for; the
+// client has no names for that. A server that is away is something else.
+func noRoom(err error) bool {
+	e, ok := errors.AsType[*jetstream.APIError](err)
+	if !ok {
+		return false
+	}
+	switch e.ErrorCode {
+	case 10002, 10047: // the account's, the server's
+		return true
+	case 10005: // no suitable peers
+		return strings.Contains(e.Description, "insufficient storage") && !strings.Contains(e.Description, "offline")
+	}
+	return false
+}
+
+func (l *live) config(bytes int64) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        l.name,
 		Description: "logs of running builds",
@@ -128,7 +160,7 @@ func (l *live) config() jetstream.StreamConfig {
 		Storage:     jetstream.FileStorage,
 		Replicas:    l.replicas,
 		MaxAge:      liveAge,
-		MaxBytes:    l.bytes,
+		MaxBytes:    bytes,
 		Discard:     jetstream.DiscardNew, // the writer has a file to wait with; a log without its head is lost
 		AllowRollup: true,                 // drop replaces a log by one message, in one step
 		AllowDirect: false,                // any replica would answer, also one that lags
