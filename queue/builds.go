@@ -323,7 +323,7 @@ func (q *Queue) retire(ctx context.Context, l live) error {
 // earlier call, or as it ended before it was queued again under its id.
 func (q *Queue) keep(ctx context.Context, r record) error {
 	id := string(r.Build.ID)
-	data, err := record{Build: r.Build}.encode()
+	data, err := r.retired().encode()
 	if err != nil {
 		return err
 	}
@@ -341,7 +341,7 @@ func (q *Queue) keep(ctx context.Context, r record) error {
 		if err != nil {
 			return err
 		}
-		if former, err := decode(there); err == nil && former.Build.Attempt >= r.Build.Attempt {
+		if former, err := decode(there); err == nil && !r.supersedes(former) {
 			return nil
 		}
 		before = seq

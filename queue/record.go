@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -29,6 +30,7 @@ type record struct {
 	Claim   string      `json:"claim,omitempty"`  // names this one claim; kept when its worker finishes
 	Cancel  bool        `json:"cancel,omitempty"` // the worker is asked to stop
 	Lost    int         `json:"lost,omitempty"`   // workers that died under it
+	Again   int         `json:"again,omitempty"`  // times that an operator queued it after its end
 
 	rev   uint64   // the revision that it is or was in "live"
 	extra *unknown // nil in nearly every record
@@ -77,7 +79,12 @@ func decodeNewer(data []byte) (r record, err error) {
 }
 
 // retired is what stays of r in "ended".
-func (r record) retired() record { return record{Build: r.Build, extra: r.extra} }
+func (r record) retired() record { return record{Build: r.Build, Again: r.Again, extra: r.extra} }
+
+// supersedes reports whether r tells of a later end of the build than former.
+func (r record) supersedes(former record) bool {
+	return cmp.Or(cmp.Compare(r.Again, former.Again), cmp.Compare(r.Build.Attempt, former.Build.Attempt)) > 0
+}
 
 // foreign reports whether a newer program wrote r: it is shown, not touched.
 func (r record) foreign() bool { return r.Version > recordVersion }

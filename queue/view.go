@@ -61,7 +61,8 @@ func (v *view) put(key string, r record) {
 	if e != nil && r.rev <= e.rec.rev {
 		return
 	}
-	if e != nil && (e.gone || e.rec.Build.ID != r.Build.ID) {
+	again := e != nil && e.rec.Build.State.Ended() && !r.Build.State.Ended() // by Requeue; who waited for its end has it
+	if e != nil && (e.gone || e.rec.Build.ID != r.Build.ID || again) {
 		v.unlink(e)
 		e = nil
 	}
