@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -157,7 +158,7 @@ func TestNameOfALivingWorker(t *testing.T) {
 	}
 }
 
-// A process that is known to be dead is not waited for: a renewal takes ten minutes here.
+// A process that is known to be dead is not waited for.
 func TestNameOfADeadProcess(t *testing.T) {
 	q := openTest(t, time.Hour)
 	f := testFleet(t, q)
@@ -179,7 +180,12 @@ func TestNameOfADeadProcess(t *testing.T) {
 		enters(t, f, a)
 		w := testWorker("w")
 		w.Concurrency = 10 + i
-		m := join(t, q, w, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // it would wait for longer
+		defer cancel()
+		m, err := q.Join(ctx, w, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if got := listWorkers(t, q); len(got) != 1 || got[0].Concurrency != w.Concurrency {
 			t.Errorf("workers: %v", got)
 		}
