@@ -130,6 +130,13 @@ func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
 	defer cancel()
 	var r record
 	err := q.patiently(within, func() (err error) {
+		if r, err = q.record(within, id); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		// Another process may have accepted it a moment ago.
+		if err := q.catchUp(within); err != nil {
+			return err
+		}
 		r, err = q.record(within, id)
 		return err
 	})
@@ -137,6 +144,23 @@ func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
 		return build.Build{}, fmt.Errorf("get build %s: %w", id, q.explain(err))
 	}
 	return r.Build, err
+}
+
+// catchUp waits until the view has all that is in the store now.
+func (q *Queue) catchUp(ctx context.Context) error {
+	info, err := q.store.info(ctx, q.store.records)
+	if err != nil {
+		return err
+	}
+	if !quorum(info) {
+		return fmt.Errorf("%w: it has lost its quorum", ErrUnavailable)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lagLimit)
+	defer cancel()
+	if !q.seen.wait(ctx, info.State.LastSeq) {
+		return fmt.Errorf("%w: this process is behind", ErrUnavailable)
+	}
+	return nil
 }
 
 // record looks at the view once more after the store: a build leaves the view

@@ -186,6 +186,20 @@ func workOnTwo(t *testing.T, c *cluster, o queue.Options) (*load, []*queue.Queue
 	return l, queues
 }
 
+// What one process has accepted, another finds at once, though it has heard
+// nothing of it yet.
+func TestAcceptedElsewhereIsFound(t *testing.T) {
+	c := sharedCluster(t)
+	a := open(t, queue.Options{Cluster: c.options("elsewhere-")})
+	b := open(t, queue.Options{Cluster: c.options("elsewhere-")})
+	for i := range 100 {
+		id := submit(t, a, newBuild(fmt.Sprint("v", i)), nil).ID
+		if got := get(t, b, id); got.ID != id {
+			t.Fatalf("found %s", got.ID)
+		}
+	}
+}
+
 // The leader of the live builds is killed under load, again and again.
 func TestLeaderKilled(t *testing.T) {
 	c := ownCluster(t)

@@ -9,7 +9,7 @@ import (
 
 // What is restored is remembered as if it had ended here; what is there stays.
 func TestRestore(t *testing.T) {
-	q := open(t, queue.Options{})
+	q := open(t, queue.Options{Dir: t.TempDir()})
 	b := newBuild("v1")
 	if err := q.Restore(t.Context(), b); err == nil {
 		t.Error("a build that has not ended was restored")
