@@ -23,8 +23,11 @@ var harms = []harm{
 	{name: "kill the leader of the records", kill: true, do: killLeader("KV_live")},
 	{name: "pause a worker", do: func(s *site, random *rand.Rand) (*siteWorker, func()) {
 		w := s.workers[random.IntN(len(s.workers))]
-		if random.IntN(3) > 0 {
+		switch random.IntN(3) {
+		case 0:
 			w.awaitEndOfCommand()
+		case 1:
+			s.awaitArchive()
 		}
 		w.signal(syscall.SIGSTOP)
 		return w, func() { w.signal(syscall.SIGCONT) }
@@ -117,6 +120,17 @@ func (w *siteWorker) awaitEndOfCommand() {
 			}
 		}
 		before = now
+	}
+}
+
+// awaitArchive returns when an archive has just arrived on S3: then a worker is
+// about to say whose it is.
+func (s *site) awaitArchive() {
+	before := len(glob(s.objects, "blobs/*"))
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Microsecond) {
+		if len(glob(s.objects, "blobs/*")) != before {
+			return
+		}
 	}
 }
 
