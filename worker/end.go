@@ -8,6 +8,7 @@ import (
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/buildlog"
 	"github.com/monochromegane/cargo/queue"
 )
 
@@ -83,7 +84,7 @@ func (j *job) keepLog(serving context.Context, b build.Build) (kept bool) {
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, artifact.ErrSuperseded): // a later attempt's log is the build's
+		case errors.Is(err, artifact.ErrSuperseded), errors.Is(err, buildlog.ErrSuperseded): // a later attempt's log is the build's
 			return false
 		case ctx.Err() != nil:
 			j.Log.Error("a build's log is not kept yet; it stays where it was written", "build", b.ID, "err", err)

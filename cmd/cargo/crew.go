@@ -30,6 +30,9 @@ var workerStates = []string{stateActive, stateDraining, stateSilent}
 // crewEvery is how old what is known of the workers may be.
 const crewEvery = 5 * time.Second
 
+// sweepEvery is how often logs are looked for that were left on JetStream.
+const sweepEvery = 10 * time.Minute
+
 // maxEnded is how many logs may wait to be archived.
 const maxEnded = 1024
 
@@ -38,12 +41,15 @@ const crewTimeout = time.Minute
 
 // watch keeps c up to date until ctx ends.
 func (c *crew) watch(ctx context.Context) {
-	tick := time.NewTicker(crewEvery)
+	tick, sweep := time.NewTicker(crewEvery), time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	defer sweep.Stop()
 	for {
 		c.look(ctx)
 		select {
 		case <-tick.C:
+		case <-sweep.C:
+			c.sweep(ctx)
 		case b := <-c.ended:
 			c.archive(ctx, b)
 		case <-ctx.Done():
@@ -111,13 +117,14 @@ func stateOf(w queue.Worker, lease time.Duration) string {
 	return stateActive
 }
 
-// A settler archives the log of a build that ended without its worker.
+// A settler archives logs that no worker has archived.
 type settler interface {
 	Settle(ctx context.Context, b build.Build) error
+	Unsettled(ctx context.Context) ([]build.ID, error)
 }
 
 // settle has the log of b archived soon. It does not block: what finds no
-// place stays on JetStream until that forgets it.
+// place waits for the next sweep.
 func (c *crew) settle(b build.Build) {
 	if _, ok := c.logs.(settler); !ok {
 		return
@@ -125,7 +132,24 @@ func (c *crew) settle(b build.Build) {
 	select {
 	case c.ended <- b:
 	default:
-		c.log.Warn("the log of a build without a worker stays on JetStream", "build", b.ID)
+	}
+}
+
+// sweep archives the logs of builds that have ended and whose log was not
+// archived then, as while S3 was away.
+func (c *crew) sweep(ctx context.Context) {
+	logs, ok := c.logs.(settler)
+	if !ok {
+		return
+	}
+	ids, err := logs.Unsettled(ctx)
+	if err != nil && ctx.Err() == nil {
+		c.log.Warn("cannot look for logs that are not archived", "err", err)
+	}
+	for _, id := range ids {
+		if b, err := c.queue.Get(ctx, id); err == nil && b.State.Ended() && time.Since(b.FinishedAt).Abs() > crewTimeout {
+			c.archive(ctx, b)
+		}
 	}
 }
 
@@ -133,6 +157,6 @@ func (c *crew) archive(ctx context.Context, b build.Build) {
 	ctx, cancel := context.WithTimeout(ctx, crewTimeout)
 	defer cancel()
 	if err := c.logs.(settler).Settle(ctx, b); err != nil {
-		c.log.Warn("the log of a build without a worker stays on JetStream", "build", b.ID, "err", err)
+		c.log.Warn("a log stays on JetStream for now", "build", b.ID, "err", err)
 	}
 }

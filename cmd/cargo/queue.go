@@ -47,6 +47,10 @@ func queueCommand(stderr io.Writer) *cli.Command {
 				Flags:  append(only(queueFlags()...), &cli.BoolFlag{Name: "undo", Usage: "let them take builds again"}),
 				Action: queueAction(stderr, 1, queueDrain),
 			},
+			{
+				Name: "requeue", Usage: "take a build from its worker, or put one back that was lost or broke on our side", ArgsUsage: "BUILD_ID", OnUsageError: onUsageError,
+				Flags: only(queueFlags()...), Action: queueAction(stderr, 1, queueRequeue),
+			},
 		},
 	}
 }
@@ -194,4 +198,13 @@ func queueDrain(c *cli.Context, q *queue.Queue, _ config) error {
 		fmt.Fprintln(c.App.Writer, name)
 	}
 	return nil
+}
+
+func queueRequeue(c *cli.Context, q *queue.Queue, _ config) error {
+	b, err := q.Requeue(c.Context, build.ID(c.Args().First()))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s is %s\n", b.ID, b.State)
+	return err
 }
