@@ -128,6 +128,34 @@ func TestDiskTurnsReadOnly(t *testing.T) {
 	l.settle(q)
 }
 
+// The kernel forbids a write, which some of the server answers by switching its
+// store off.
+func TestKernelForbidsAWrite(t *testing.T) {
+	dir := t.TempDir()
+	l, q := embeddedLoad(t, dir)
+	l.grows(20)
+	immutable := func(flags int) error {
+		f, err := os.Open(filepath.Join(dir, "jetstream", "$G", "streams", "tokens", "msgs"))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
+	}
+	const flag = 0x10 // FS_IMMUTABLE_FL
+	if err := immutable(flag); err != nil {
+		t.Skipf("make a directory immutable: %v", err)
+	}
+	t.Cleanup(func() { _ = immutable(0) })
+	breaks(t, q, true)
+	if err := immutable(0); err != nil {
+		t.Fatal(err)
+	}
+	breaks(t, q, false)
+	l.grows(20)
+	l.settle(q)
+}
+
 // childFiles builds while the process is short of file descriptors.
 func childFiles(dir string) error {
 	q, err := queue.Open(context.Background(), queue.Options{Dir: dir, Worker: "w", Limit: 1 << 20})
@@ -152,7 +180,7 @@ func childFiles(dir string) error {
 		}
 		ended <- nil
 	}()
-	for range 3 {
+	for range 2 {
 		if err := limit(8); err != nil { // fewer than are open: none can be opened
 			return err
 		}

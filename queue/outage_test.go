@@ -277,6 +277,9 @@ func holdOne(t *testing.T, q *queue.Queue) *queue.Claim {
 
 // A server that is stopped keeps its connections and says nothing.
 func TestServerStandsStill(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute")
+	}
 	c := ownCluster(t)
 	l, queues := workOnTwo(t, c, queue.Options{Limit: 1 << 20})
 	l.grows(10)
