@@ -90,17 +90,31 @@ func TestHandedBack(t *testing.T) {
 	}
 }
 
-// What stays broken ends a build at last.
+// What stays broken ends a build at last, but not within the seconds in which
+// many workers can hand it around.
 func TestHandedBackTooOften(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, hello, func(context.Context, executortest.Process) error { return executor.ErrUnavailable })
-	b := r.submit("linux/amd64", "")
-	for range 19 {
-		c, err := r.queue.Claim(t.Context())
-		r.must(err)
-		r.must(c.Requeue(t.Context()))
+	var calls atomic.Int32
+	r := newRig(t, hello, func(ctx context.Context, p executortest.Process) error {
+		if calls.Add(1) == 2 {
+			return makes("/go/out/app")(ctx, p)
+		}
+		return executor.ErrUnavailable
+	})
+	tryOften := func(b build.Build) build.Build {
+		for range 19 {
+			c, err := r.queue.Claim(t.Context())
+			r.must(err)
+			r.must(c.Requeue(t.Context()))
+		}
+		return r.work(b)
 	}
-	b = r.work(b)
+	if b := tryOften(r.submit("linux/amd64", "")); b.State != build.Succeeded || b.Attempt != 21 {
+		t.Errorf("record of the build that was accepted just now: %+v", b)
+	}
+	old, sealed := r.request("linux/arm64", "")
+	old.AcceptedAt = time.Now().Add(-16 * time.Minute)
+	b := tryOften(r.enqueue(old, sealed))
 	r.checkFailed(b, build.ReasonInternal, "The container runtime does not answer. That was so in the last of 20 attempts")
 }
 
@@ -165,6 +179,32 @@ func TestStoreFullAfterDiskFull(t *testing.T) {
 	}
 }
 
+// A log that a later attempt writes is not waited for: the build is that one's.
+func TestLogSuperseded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, hello, makes("/go/out/app"))
+	a := r.archive(func(context.Context) error { return fmt.Errorf("keep: %w", buildlog.ErrSuperseded) })
+	began := time.Now()
+	if b, _ := r.run(); b.State != build.Succeeded || time.Since(began) > 30*time.Second {
+		t.Errorf("record %+v after %s", b, time.Since(began))
+	}
+	if len(a.asked) != 1 {
+		t.Errorf("asked %q, want one keep", a.asked)
+	}
+	r.archive(nil).create = func() error { return fmt.Errorf("create: %w", buildlog.ErrSuperseded) }
+	b := r.submit("linux/arm64", "")
+	stop := r.start(0)
+	for b.Attempt == 0 || b.State != build.Queued {
+		var err error
+		b, err = r.queue.Get(r.patience(), b.ID)
+		r.must(err)
+		if b.State.Ended() {
+			t.Fatalf("record %+v", b)
+		}
+	}
+	stop()
+}
+
 // An attempt that was overtaken stores nothing and ends nothing. Before it
 // stores, it is asked whether the build is still its own.
 func TestSuperseded(t *testing.T) {
@@ -198,13 +238,19 @@ func TestSuperseded(t *testing.T) {
 // how far the build was then.
 type archive struct {
 	*rig
-	keep func(ctx context.Context) error // nil: it succeeds
+	keep   func(ctx context.Context) error // nil: it succeeds
+	create func() error                    // the same
 
 	mu    sync.Mutex
 	asked []string
 }
 
 func (a *archive) Create(ctx context.Context, b build.Build, limit int64) (*buildlog.Writer, error) {
+	if a.create != nil {
+		if err := a.create(); err != nil {
+			return nil, err
+		}
+	}
 	return a.logs.Create(ctx, b, limit)
 }
 

@@ -84,7 +84,7 @@ func (j *job) keepLog(serving context.Context, b build.Build) (kept bool) {
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, artifact.ErrSuperseded), errors.Is(err, buildlog.ErrSuperseded): // a later attempt's log is the build's
+		case superseded(err): // a later attempt's log is the build's
 			return false
 		case ctx.Err() != nil:
 			j.Log.Error("a build's log is not kept yet; it stays where it was written", "build", b.ID, "err", err)
@@ -92,6 +92,11 @@ func (j *job) keepLog(serving context.Context, b build.Build) (kept bool) {
 		}
 		failing.take(ctx)
 	}
+}
+
+// superseded reports whether a later attempt of the build has come between.
+func superseded(err error) bool {
+	return errors.Is(err, artifact.ErrSuperseded) || errors.Is(err, buildlog.ErrSuperseded)
 }
 
 func (j *job) dropLog(serving context.Context, b build.Build) {

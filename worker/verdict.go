@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/build"
@@ -56,9 +57,20 @@ var ailments = []struct {
 	{syscall.EIO, "The server's disk is broken."},
 }
 
-// maxAttempts is how often a build is begun before an ailment that stays ends
-// it. The pauses of a worker make at least a quarter of an hour of it.
-const maxAttempts = 20
+// An ailment that stays ends a build that was begun so often, and has been
+// waited for so long: many workers that are sick of the same thing, as of a
+// disk that they share, hand a build around within seconds.
+const (
+	maxAttempts = 20
+	minPatience = 15 * time.Minute // since it was accepted
+)
+
+// worthWaiting reports whether another attempt follows one that an ailment has
+// ended. A build that was accepted in the future says only that a clock was set.
+func (j *job) worthWaiting() bool {
+	age := time.Since(j.build.AcceptedAt)
+	return j.build.Attempt < maxAttempts || 0 <= age && age < minPatience
+}
 
 // A stepError says which command of the recipe err belongs to.
 type stepError struct {
@@ -112,7 +124,7 @@ func (j *job) judge(err error) verdict {
 		return verdict{state: build.Succeeded, message: "Your build succeeded."}
 	case errors.Is(err, errShutdown), errors.Is(err, queue.ErrClosed):
 		return verdict{state: build.Queued, message: "The server is shutting down. Your build will start again."}
-	case errors.Is(err, queue.ErrLeaseLost), errors.Is(err, artifact.ErrSuperseded):
+	case errors.Is(err, queue.ErrLeaseLost), superseded(err):
 		return verdict{state: build.Queued, message: "The server lost its hold on your build, which will start again."}
 	case errors.Is(err, queue.ErrCanceled):
 		return verdict{state: build.Canceled, message: "Your build was canceled."}
@@ -130,7 +142,7 @@ func (j *job) judge(err error) verdict {
 	if errors.Is(err, errDiskFull) || j.noRoom(err) {
 		return j.usedUpDisk()
 	}
-	if what := j.ailment(err); what != "" && j.build.Attempt < maxAttempts {
+	if what := j.ailment(err); what != "" && j.worthWaiting() {
 		return verdict{state: build.Queued, setback: true, message: what + " Your build will start again."}
 	} else if what != "" {
 		v := failed(build.ReasonInternal, "%s That was so in the last of %d attempts; ask for the build again later.", what, j.build.Attempt)
