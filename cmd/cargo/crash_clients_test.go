@@ -144,7 +144,7 @@ func (l *loop) submit(ctx context.Context, o order) build.ID {
 func (l *loop) cancel(ctx context.Context, e *entry) {
 	l.set(func() { e.askedToStop = true })
 	for ; ctx.Err() == nil; pause(ctx, retryPause) {
-		if a, ok := l.ask(ctx, http.MethodDelete, "/builds/"+string(e.id), e.token, http.StatusAccepted, http.StatusConflict); ok {
+		if a, ok := l.askOf(ctx, e, http.MethodDelete, http.StatusAccepted, http.StatusConflict); ok {
 			if a.StatusCode == http.StatusAccepted {
 				l.set(func() { e.stopAccepted = time.Now() })
 			}
@@ -156,7 +156,7 @@ func (l *loop) cancel(ctx context.Context, e *entry) {
 // await returns the record of a build as soon as it has ended.
 func (l *loop) await(ctx context.Context, e *entry) (b build.Build) {
 	for ; ctx.Err() == nil; pause(ctx, retryPause) {
-		a, ok := l.ask(ctx, http.MethodGet, "/builds/"+string(e.id), e.token, http.StatusOK)
+		a, ok := l.askOf(ctx, e, http.MethodGet, http.StatusOK)
 		if !ok {
 			continue
 		}
@@ -171,6 +171,21 @@ func (l *loop) await(ctx context.Context, e *entry) (b build.Build) {
 		}
 	}
 	return build.Build{}
+}
+
+// mostLag is how long a server may not know of a build that another has
+// accepted, where NATS servers wake up that were leaders: they answer from what
+// they had until they hear of their successors.
+const mostLag = 2 * time.Second
+
+// askOf is ask about an accepted build.
+func (l *loop) askOf(ctx context.Context, e *entry, method string, want ...int) (reply, bool) {
+	lags := !l.exclusive.Load() && time.Since(e.accepted) < mostLag
+	if lags {
+		want = append(want, http.StatusNotFound)
+	}
+	a, ok := l.ask(ctx, method, "/builds/"+string(e.id), e.token, want...)
+	return a, ok && !(lags && a.StatusCode == http.StatusNotFound)
 }
 
 // ask sends a request to one of the servers. It is not ok if there was no

@@ -34,7 +34,7 @@ type loop struct {
 	wrong  atomic.Int64 // how often something was
 
 	refused   atomic.Int64 // requests that got 503 and Retry-After
-	exclusive atomic.Bool  // no build may run twice at once
+	exclusive atomic.Bool  // no build may run twice at once, and no server lag
 	logsBreak bool         // the disk that they are written to does
 
 	clients sync.WaitGroup

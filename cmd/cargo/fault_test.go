@@ -37,6 +37,7 @@ func newFaulty(t *testing.T, engine, data string, args ...string) *faulty {
 	}
 	l := newLoop(t, 1)
 	s := newServer(t, engine, data, l.host, append([]string{"--concurrency", "4", "--address-rate", "0", "--log-level", "warn"}, args...)...)
+	l.exclusive.Store(true)
 	url := s.url // servers change theirs when they start again
 	l.urls = func() []string { return []string{url} }
 	l.order()
