@@ -84,7 +84,11 @@ func (j *job) gather(ctx context.Context, dir string, o artifact.CollectOptions)
 // open opens a directory of the container after its last step. The build may
 // have put anything in its place: what is no directory holds no artifact.
 func (j *job) open(dir string) (*os.Root, error) {
-	if fi, err := j.root.Lstat(inside(dir)); err != nil || !fi.IsDir() {
+	fi, err := j.root.Lstat(inside(dir))
+	if j.ailment(err) != "" {
+		return nil, err
+	}
+	if err != nil || !fi.IsDir() {
 		return nil, fmt.Errorf("%w: the build removed the directory %s or put something else in its place", artifact.ErrNoArtifact, dir)
 	}
 	return j.root.OpenRoot(inside(dir))
