@@ -66,6 +66,8 @@ func (q *Queue) accept(ctx context.Context, key string, s Submission) (build.Bui
 	for {
 		if l, ok := q.view.key(key); ok && !l.rec.Build.State.Ended() {
 			return l.rec.Build, nil
+		} else if ok && l.rec.foreign() {
+			return b, errForeign
 		} else if ok {
 			if err := q.retire(ctx, l); err != nil {
 				return b, err
@@ -265,7 +267,7 @@ func (q *Queue) update(ctx context.Context, id build.ID, change func(*record) er
 				return ErrNotFound
 			}
 			if l.rec.foreign() {
-				return errors.New("its record was written by a newer version of Cargo")
+				return errForeign
 			}
 			r = l.rec
 			if err := change(&r); err != nil {

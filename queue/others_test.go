@@ -230,6 +230,21 @@ func TestRecordsOfNewerPrograms(t *testing.T) {
 	if err := q.Cancel(t.Context(), foreign.ID); err == nil {
 		t.Error("Cancel changed a record of a newer program")
 	}
+
+	ended := testBuild()
+	ended.State, ended.Version = build.Succeeded, "v3"
+	write(t, q, ended.Digest(), map[string]any{"v": recordVersion + 1, "build": ended})
+	for deadline := time.Now().Add(time.Minute); len(q.view.all()) != 3; { // until the watch has brought it
+		if time.Now().After(deadline) {
+			t.Fatal("the ended record of a newer program is not seen")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	again := ended
+	again.ID, again.State = build.NewID(), build.Queued
+	if _, err := q.Submit(t.Context(), Submission{Build: again}); !errors.Is(err, errForeign) {
+		t.Errorf("Submit in the place of an ended record of a newer program: %v", err)
+	}
 }
 
 // An earlier start's retention is no reason to forget anything now.

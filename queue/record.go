@@ -3,6 +3,7 @@ package queue
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -85,6 +86,8 @@ func (r record) retired() record { return record{Build: r.Build, Again: r.Again,
 func (r record) supersedes(former record) bool {
 	return cmp.Or(cmp.Compare(r.Again, former.Again), cmp.Compare(r.Build.Attempt, former.Build.Attempt)) > 0
 }
+
+var errForeign = errors.New("its record was written by a newer version of Cargo")
 
 // foreign reports whether a newer program wrote r: it is shown, not touched.
 func (r record) foreign() bool { return r.Version > recordVersion }
