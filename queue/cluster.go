@@ -121,7 +121,7 @@ func unreachable(err error) error {
 		return fmt.Errorf("%w; give what the cluster asks for with --queue-creds or --queue-token-file", err)
 	case errors.Is(err, nats.ErrNoServers):
 		return fmt.Errorf("none of the servers answers (%w); check the addresses in --queue and that NATS runs there", err)
-	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
+	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted), errors.Is(err, nats.ErrTLS):
 		return fmt.Errorf("%w; check --queue (tls:// or nats://) and --queue-ca", err)
 	}
 	return fmt.Errorf("%w; check --queue and the flags beside it", err)

@@ -44,8 +44,9 @@ func natsServer(t testing.TB) string {
 	return "nats-server"
 }
 
-// newCluster writes the configuration of n servers below dir and starts them.
-func newCluster(t testing.TB, dir string, n int) *cluster {
+// newCluster writes the configuration of n servers below dir, each with more
+// lines if there are any, and starts them.
+func newCluster(t testing.TB, dir string, n int, more ...string) *cluster {
 	t.Helper()
 	c := &cluster{}
 	ports := freePorts(t, 2*n)
@@ -59,6 +60,7 @@ func newCluster(t testing.TB, dir string, n int) *cluster {
 		if n > 1 {
 			config += fmt.Sprintf("cluster { name: c, listen: 127.0.0.1:%d, routes: [%s] }\n", ports[n+i], strings.Join(routes, ", "))
 		}
+		config += strings.Join(more, "\n")
 		if err := os.WriteFile(nd.config, []byte(config), 0o600); err != nil {
 			t.Fatal(err)
 		}
