@@ -339,7 +339,10 @@ func (q *Queue) retire(ctx context.Context, l live) error {
 		}
 	}
 	err := q.store.purge(ctx, l.key, l.rec.rev)
-	if err != nil && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) { // somebody else has done it, or it runs again
+		err = q.refresh(ctx, l.key, l.rec.rev)
+	}
+	if err != nil {
 		return fmt.Errorf("purge ended build %s: %w", id, err)
 	}
 	return nil // the view forgets the build when the watch brings the purge

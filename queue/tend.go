@@ -14,8 +14,8 @@ const (
 	// shorter lease.
 	tendPeriod = 5 * time.Second
 
-	// orphanAge is how long a token may be without a record in a cluster: its
-	// writer, another process, is on the way from the one to the other.
+	// orphanAge is how long a token may be without a record: its writer may be on
+	// the way from the one to the other.
 	orphanAge = 10 * time.Minute
 
 	inspectPeriod = time.Minute // of looking for orphans and at the streams of a cluster
@@ -120,15 +120,15 @@ func (q *Queue) takeBack(ctx context.Context, l live) error {
 	return err
 }
 
-// inspect looks at a cluster for what is unsafe, and for what was left there.
+// inspect looks for tokens of builds that could not be accepted in the end, and
+// at a cluster for what is unsafe.
 func (q *Queue) inspect(ctx context.Context) {
-	if q.store.cluster == nil {
-		return
-	}
-	warnings, err := q.store.inspect(ctx, q.retention)
-	if err == nil {
-		q.warnings.Store(&warnings)
-		err = q.eraseOrphans(ctx)
+	err := q.eraseOrphans(ctx)
+	if err == nil && q.store.cluster != nil {
+		var warnings []string
+		if warnings, err = q.store.inspect(ctx, q.retention); err == nil {
+			q.warnings.Store(&warnings)
+		}
 	}
 	if err != nil && q.ctx.Err() == nil {
 		q.log.Warn("the streams of the queue could not be looked at", "err", err)
@@ -172,7 +172,7 @@ func (q *Queue) orphanTokens(ctx context.Context) (ids []string, err error) {
 	return ids, nil
 }
 
-// orphans are the tokens without a record that were seen in a cluster.
+// orphans are the tokens without a record that were seen.
 type orphans map[string]orphan
 
 type orphan struct {
