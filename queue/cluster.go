@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"strings"
 	"time"
@@ -119,12 +120,18 @@ func unreachable(err error) error {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, nats.ErrPermissionViolation):
 		return fmt.Errorf("%w; give what the cluster asks for with --queue-creds or --queue-token-file", err)
-	case errors.Is(err, nats.ErrNoServers):
-		return fmt.Errorf("none of the servers answers (%w); check the addresses in --queue and that NATS runs there", err)
+	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout), isNetwork(err):
+		return fmt.Errorf("%w: none of the servers answers (%w); check the addresses in --queue and that NATS runs there", ErrUnavailable, err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted), errors.Is(err, nats.ErrTLS):
 		return fmt.Errorf("%w; check --queue (tls:// or nats://) and --queue-ca", err)
 	}
 	return fmt.Errorf("%w; check --queue and the flags beside it", err)
+}
+
+// isNetwork reports whether err is about the way to a server, or its name.
+func isNetwork(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok
 }
 
 // meetStreams makes the streams that are not there, and takes those that are

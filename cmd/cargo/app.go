@@ -9,12 +9,16 @@ import (
 	"runtime/debug"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/monochromegane/cargo/artifact"
+	"github.com/monochromegane/cargo/executor"
+	"github.com/monochromegane/cargo/queue"
 )
 
-// Exit statuses.
+// Exit statuses. After exitUsage a service manager need not try again.
 const (
 	exitOK     = 0
-	exitFailed = 1 // it ran, and broke
+	exitFailed = 1 // it broke, or what it needs is away
 	exitUsage  = 2 // it could not start with what it was given
 )
 
@@ -45,10 +49,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	for _, line := range lines(err) {
 		fmt.Fprintln(stderr, "cargo:", line)
 	}
-	if _, ok := errors.AsType[usageError](err); ok {
+	if _, ok := errors.AsType[usageError](err); ok && !passing(err) {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// passing reports whether err may go away by itself: after a power failure all
+// machines start at once, and what others need comes in any order.
+func passing(err error) bool {
+	err = artifact.Unavailable(err) // of a disk that is full, say
+	return errors.Is(err, artifact.ErrUnavailable) || errors.Is(err, queue.ErrUnavailable) || errors.Is(err, executor.ErrUnavailable)
 }
 
 // helpOrNoSuch is what a command does that has commands, where none of them is named.
