@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/queue"
 )
 
@@ -15,7 +14,6 @@ type crew struct {
 	*rooms
 	workers atomic.Pointer[[]queue.Worker]
 	digest  atomic.Pointer[string]
-	ended   chan build.Build // without a worker; their logs wait to be archived
 }
 
 // The values of the metric label state of a worker.
@@ -30,28 +28,17 @@ var workerStates = []string{stateActive, stateDraining, stateSilent}
 // crewEvery is how old what is known of the workers may be.
 const crewEvery = 5 * time.Second
 
-// sweepEvery is how often logs are looked for that were left on JetStream.
-const sweepEvery = 10 * time.Minute
-
-// maxEnded is how many logs may wait to be archived.
-const maxEnded = 1024
-
-// crewTimeout bounds a look at the workers, and the archiving of one log.
+// crewTimeout bounds a look at the workers.
 const crewTimeout = time.Minute
 
 // watch keeps c up to date until ctx ends.
 func (c *crew) watch(ctx context.Context) {
-	tick, sweep := time.NewTicker(crewEvery), time.NewTicker(sweepEvery)
+	tick := time.NewTicker(crewEvery)
 	defer tick.Stop()
-	defer sweep.Stop()
 	for {
 		c.look(ctx)
 		select {
 		case <-tick.C:
-		case <-sweep.C:
-			c.sweep(ctx)
-		case b := <-c.ended:
-			c.archive(ctx, b)
 		case <-ctx.Done():
 			return
 		}
@@ -115,48 +102,4 @@ func stateOf(w queue.Worker, lease time.Duration) string {
 		return stateDraining
 	}
 	return stateActive
-}
-
-// A settler archives logs that no worker has archived.
-type settler interface {
-	Settle(ctx context.Context, b build.Build) error
-	Unsettled(ctx context.Context) ([]build.ID, error)
-}
-
-// settle has the log of b archived soon. It does not block: what finds no
-// place waits for the next sweep.
-func (c *crew) settle(b build.Build) {
-	if _, ok := c.logs.(settler); !ok {
-		return
-	}
-	select {
-	case c.ended <- b:
-	default:
-	}
-}
-
-// sweep archives the logs of builds that have ended and whose log was not
-// archived then, as while S3 was away.
-func (c *crew) sweep(ctx context.Context) {
-	logs, ok := c.logs.(settler)
-	if !ok {
-		return
-	}
-	ids, err := logs.Unsettled(ctx)
-	if err != nil && ctx.Err() == nil {
-		c.log.Warn("cannot look for logs that are not archived", "err", err)
-	}
-	for _, id := range ids {
-		if b, err := c.queue.Get(ctx, id); err == nil && b.State.Ended() && time.Since(b.FinishedAt).Abs() > crewTimeout {
-			c.archive(ctx, b)
-		}
-	}
-}
-
-func (c *crew) archive(ctx context.Context, b build.Build) {
-	ctx, cancel := context.WithTimeout(ctx, crewTimeout)
-	defer cancel()
-	if err := c.logs.(settler).Settle(ctx, b); err != nil {
-		c.log.Warn("a log stays on JetStream for now", "build", b.ID, "err", err)
-	}
 }

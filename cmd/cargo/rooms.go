@@ -38,6 +38,7 @@ type rooms struct {
 	callers   httpserver.Tokens // nil: everybody may build
 	metrics   *metrics.Metrics
 	crew      *crew
+	archivist *archivist
 	workshop  *workshop // nil where nothing is built
 }
 
@@ -55,7 +56,8 @@ func openRooms(ctx context.Context, cfg config, log *slog.Logger) (_ *rooms, err
 		return nil, err
 	}
 	r := &rooms{cfg: cfg, log: log}
-	r.crew = &crew{rooms: r, ended: make(chan build.Build, maxEnded)}
+	r.crew = &crew{rooms: r}
+	r.archivist = newArchivist(r)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
@@ -182,7 +184,7 @@ func (r *rooms) openLogs(ctx context.Context) error {
 // dropped is told of builds that end without a worker.
 func (r *rooms) dropped(b build.Build) {
 	r.metrics.BuildDropped(b.Result())
-	r.crew.settle(b)
+	r.archivist.settle(b)
 }
 
 // newMetrics reads the queue at each scrape, when it is open.

@@ -71,6 +71,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		return err
 	}
 	wg.Go(func() { r.crew.watch(ctx) })
+	wg.Go(func() { r.archivist.run(ctx) })
 	wg.Go(func() { r.keepHouse(ctx) })
 	if r.workshop == nil {
 		log.Info("ready", "queue", cfg.cluster.URLs)
