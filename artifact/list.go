@@ -52,7 +52,7 @@ func (s *Store) Metas(ctx context.Context) iter.Seq2[Meta, error] {
 func (s *Store) Unused(ctx context.Context) iter.Seq2[build.Artifact, error] {
 	return func(yield func(build.Artifact, error) bool) {
 		var found []build.Artifact
-		err := s.locked(func(*os.File) error { // or a blob is there whose record is about to be
+		err := s.locked(ctx, func(*os.File) error { // or a blob is there whose record is about to be
 			named := map[string]bool{}
 			for m, err := range s.Metas(ctx) {
 				if err != nil && !errors.Is(err, ErrCorrupt) {

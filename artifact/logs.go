@@ -60,7 +60,7 @@ func (s *Store) putLog(ctx context.Context, id build.ID, attempt int, r io.Reade
 		return err
 	}
 	dir := filepath.Dir(s.logFile(id))
-	err = s.locked(func(*os.File) error {
+	err = s.locked(ctx, func(*os.File) error {
 		if err := s.fenceLog(id, attempt); err != nil {
 			return err
 		}

@@ -67,7 +67,7 @@ func (s *Store) enter(ctx context.Context, m Meta, o PutOptions, blob, meta *tem
 	}
 	confirmed := time.Now()
 	slot, full := m.Key.Slot(), false
-	err := s.exclusively(func() error { // or the blob could be removed before a record names it
+	err := s.exclusively(ctx, func() error { // or the blob could be removed before a record names it
 		if err := s.fence(m); err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func (s *Store) enter(ctx context.Context, m Meta, o PutOptions, blob, meta *tem
 		return Unavailable(err)
 	}
 	// Not before the new artifact is safe.
-	if err := s.exclusively(func() error { return s.trim(slot) }); err != nil {
+	if err := s.exclusively(context.WithoutCancel(ctx), func() error { return s.trim(slot) }); err != nil {
 		s.log.Error("the artifact store may stay over --storage-limit", "bytes", s.Bytes(), "limit", s.limit, "err", err)
 	}
 	return nil

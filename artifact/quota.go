@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -83,8 +84,8 @@ func (x *index) release(sum string) {
 // Whoever changes the directory writes a word of his own into the lock file
 // before. Where another word stands than this process has written, another
 // process has been there, and the index is of no use any more.
-func (s *Store) exclusively(f func() error) error {
-	return s.locked(func(lock *os.File) error {
+func (s *Store) exclusively(ctx context.Context, f func() error) error {
+	return s.locked(ctx, func(lock *os.File) error {
 		word := rand.Text()
 		found := make([]byte, len(word))
 		n, _ := lock.ReadAt(found, 0) // what cannot be read is not the word of this process
@@ -107,19 +108,51 @@ func (s *Store) exclusively(f func() error) error {
 	})
 }
 
-// locked runs f while nobody else, in this process or another, runs one.
-func (s *Store) locked(f func(lock *os.File) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// lockPatience is how long another process may have the lock. It is had for
+// milliseconds, unless whoever has it is stopped.
+const lockPatience = 30 * time.Second
+
+// locked runs f while nobody else, in this process or another, runs one. It
+// waits for that until ctx ends, and not for ever.
+func (s *Store) locked(ctx context.Context, f func(lock *os.File) error) error {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	lock, err := os.OpenFile(s.lock, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer lock.Close() // lets go of it
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return &fs.PathError{Op: "flock", Path: s.lock, Err: err}
+	if err := takeLock(ctx, lock); err != nil {
+		return err
 	}
 	return f(lock)
+}
+
+// takeLock asks again and again: nothing ends a system call that waits.
+func takeLock(ctx context.Context, lock *os.File) error {
+	const longest = 50 * time.Millisecond
+	pause := time.Millisecond
+	for began := time.Now(); ; pause = min(2*pause, longest) {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, syscall.EINTR):
+		case !errors.Is(err, syscall.EWOULDBLOCK):
+			return &fs.PathError{Op: "flock", Path: lock.Name(), Err: err}
+		case time.Since(began) > lockPatience:
+			return fmt.Errorf("%w: another process has had %s for %v; see whether it is stopped", ErrUnavailable, lock.Name(), lockPatience)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // scan makes the index, and removes what a Put could not take away again

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -29,7 +28,7 @@ type Store struct {
 	log                     *slog.Logger
 	bytes                   atomic.Int64
 
-	mu    sync.Mutex // guards what follows; taken before the lock file
+	turn  chan struct{} // has room for one, who may use what follows; taken before the lock file
 	index index
 	word  string // what this process wrote into the lock file last; "" if index is not to be trusted
 }
@@ -60,12 +59,13 @@ func Open(dir string, o Options) (*Store, error) {
 		lock:  filepath.Join(dir, "lock"),
 		limit: o.Limit,
 		log:   cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		turn:  make(chan struct{}, 1),
 	}
 	err := errors.Join(os.MkdirAll(s.blobs, 0o700), os.MkdirAll(s.meta, 0o700), os.MkdirAll(s.logs, 0o700))
 	if o.Keep {
 		s.limit = 0
 	} else if err == nil {
-		err = s.exclusively(func() error { return errors.Join(s.trim(""), sweep(s.logs)) })
+		err = s.exclusively(context.Background(), func() error { return errors.Join(s.trim(""), sweep(s.logs)) })
 	}
 	if err := errors.Join(err, syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {
 		return nil, Unavailable(fmt.Errorf("open artifact store: %w", err))

@@ -1,6 +1,7 @@
 package artifact_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/artifact/artifacttest"
@@ -234,5 +237,45 @@ func useStore(t *testing.T, s *artifact.Store, dir string, o artifact.Options, r
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// Another process that stands still with the store's lock in its hand holds up
+// nobody whose time is over.
+func TestStoppedProcessHasTheLock(t *testing.T) {
+	s, dir := openStore(t)
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	over := errors.New("the time is over")
+	var wg sync.WaitGroup
+	for name, do := range map[string]func(context.Context) error{
+		"Put": func(ctx context.Context) error {
+			_, err := s.Put(ctx, artifact.Meta{Key: key("v1")}, artifact.PutOptions{}, content("x"))
+			return err
+		},
+		"PutLog": func(ctx context.Context) error {
+			return s.PutLog(ctx, build.NewID(), 1, strings.NewReader("x\n"), 2)
+		},
+	} {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, over)
+			defer cancel()
+			if err := do(ctx); !errors.Is(err, over) {
+				t.Errorf("%s = %v", name, err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(t.Context(), artifact.Meta{Key: key("v1")}, artifact.PutOptions{}, content("x")); err != nil {
+		t.Errorf("Put when the lock is free = %v", err)
 	}
 }
