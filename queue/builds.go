@@ -33,15 +33,17 @@ func (q *Queue) Submit(ctx context.Context, s Submission) (build.Build, error) {
 		return build.Build{}, fmt.Errorf("submit: %q is not a build id", s.Build.ID)
 	}
 	key := s.Build.Key.Digest()
+	within, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	turn := q.turn(key)
 	select {
 	case turn <- struct{}{}:
 		defer func() { <-turn }()
 	case <-ctx.Done():
 		return build.Build{}, context.Cause(ctx)
+	case <-within.Done(): // those before it wait for the queue, each for as long
+		return build.Build{}, fmt.Errorf("submit build %s: %w", s.Build.ID, q.explain(ErrUnavailable))
 	}
-	within, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	var b build.Build
 	err := q.patiently(within, func() (err error) {
 		b, err = q.accept(within, key, s)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -174,6 +175,27 @@ func TestAnotherProcessSubmittedFirst(t *testing.T) {
 	}
 	if names, err := q.store.tokens.names(t.Context()); err != nil || len(names) != 0 {
 		t.Errorf("tokens left: %v, %v", names, err)
+	}
+}
+
+// Who waits behind equal submits that the queue does not answer is told so in
+// the time of one, however many there are.
+func TestManyEqualSubmitsOfAQueueThatIsAway(t *testing.T) {
+	t.Parallel()
+	q := openTest(t, 0)
+	q.store.conn.Close()
+	began := time.Now()
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := q.Submit(t.Context(), Submission{Build: testBuild()}); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("Submit = %v, want ErrUnavailable", err)
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(began); took > 2*patience {
+		t.Errorf("it took %v", took)
 	}
 }
 
