@@ -214,7 +214,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another process uses this directory; stop it or choose another directory")
+			return nil, ErrInUse
 		}
 		return nil, fmt.Errorf("lock the directory: %w", err)
 	}

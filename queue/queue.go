@@ -69,6 +69,10 @@ var (
 	ErrCanceled   = errors.New("the build was canceled")
 	ErrLeaseLost  = errors.New("the lease of the build is lost")
 
+	// ErrInUse is what Open says of a directory that another process has open, be
+	// it a command that looks at it for a moment.
+	ErrInUse = errors.New("another process uses this directory; stop it or choose another directory")
+
 	// ErrBroken: the embedded server cannot write. It goes on by itself once it can.
 	ErrBroken = errors.New("the queue's disk could not be written; make room on it")
 

@@ -56,10 +56,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 // passing reports whether err may go away by itself: after a power failure all
-// machines start at once, and what others need comes in any order.
+// machines start at once, and what others need comes in any order; and a command
+// that looks at the queue has its directory for a moment.
 func passing(err error) bool {
 	err = artifact.Unavailable(err) // of a disk that is full, say
-	return errors.Is(err, artifact.ErrUnavailable) || errors.Is(err, queue.ErrUnavailable) || errors.Is(err, executor.ErrUnavailable)
+	for _, away := range []error{artifact.ErrUnavailable, queue.ErrUnavailable, queue.ErrInUse, executor.ErrUnavailable} {
+		if errors.Is(err, away) {
+			return true
+		}
+	}
+	return false
 }
 
 // helpOrNoSuch is what a command does that has commands, where none of them is named.

@@ -224,7 +224,7 @@ func lockData(dir string) (*os.File, error) {
 	}
 	_ = f.Close()
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, usageError{fmt.Errorf("--data-dir %s: another process uses this directory; stop it or choose another directory", dir)}
+		return nil, usageError{fmt.Errorf("--data-dir %s: %w", dir, queue.ErrInUse)}
 	}
 	return nil, fmt.Errorf("lock %s: %w", dir, err)
 }

@@ -13,6 +13,12 @@ func TestStartWithoutNeighbours(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "access")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
 	none := filepath.Join(t.TempDir(), "none.sock")
+	taken := t.TempDir()
+	lock, err := lockData(taken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lock.Close() })
 	for name, tc := range map[string]struct {
 		args []string
 		code int
@@ -23,6 +29,7 @@ func TestStartWithoutNeighbours(t *testing.T) {
 		"S3":          {[]string{"--concurrency", "0", "--queue", "nats://127.0.0.1:1", "--storage", "s3://bucket?endpoint=http://127.0.0.1:1"}, exitFailed, "artifact store"},
 		"containerd":  {[]string{"--containerd-address", none}, exitFailed, "none.sock"},
 		"docker":      {[]string{"--executor", "docker", "--docker-host", "unix://" + none}, exitFailed, "none.sock"},
+		"a directory": {[]string{"--data-dir", taken}, exitFailed, "another process uses"},
 		"a setting":   {[]string{"--concurrency", "0", "--queue", "nats://127.0.0.1:1", "--storage", "s3://No_Bucket"}, exitUsage, "bucket"},
 	} {
 		t.Run(name, func(t *testing.T) {
