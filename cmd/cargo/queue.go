@@ -59,7 +59,7 @@ func queueCommand(stderr io.Writer) *cli.Command {
 func queueAction(stderr io.Writer, args int, do func(c *cli.Context, q *queue.Queue, cfg config) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if c.NArg() != args {
-			return usageError{fmt.Errorf("want %d arguments, after the flags: `%s --help` shows how", args, c.Command.HelpName)}
+			return usageError{fmt.Errorf("want %s, after the flags: `%s --help` shows how", count(args, "argument"), c.Command.HelpName)}
 		}
 		cfg, err := parse(parser{c: c, arguments: true})
 		if err != nil {
@@ -150,7 +150,7 @@ func queueStatus(c *cli.Context, q *queue.Queue, cfg config) error {
 }
 
 func (s status) write(out io.Writer) error {
-	fmt.Fprintf(out, "%d queued, %d running, %d workers\n", s.Queued, s.Running, len(s.Workers))
+	fmt.Fprintf(out, "%d queued, %d running, %s\n", s.Queued, s.Running, count(len(s.Workers), "worker"))
 	for _, why := range s.Unsafe {
 		fmt.Fprintln(out, "unsafe:", why)
 	}
@@ -181,10 +181,9 @@ func queueDrain(c *cli.Context, q *queue.Queue, _ config) error {
 	if err != nil {
 		return err
 	}
-	key, value, labelled := strings.Cut(who, "=")
 	var found []string
 	for _, w := range workers {
-		if labelled && w.Labels[key] == value || w.Name == who {
+		if called(w, who) {
 			found = append(found, w.Name)
 		}
 	}
@@ -200,6 +199,16 @@ func queueDrain(c *cli.Context, q *queue.Queue, _ config) error {
 	return nil
 }
 
+// called reports whether who is the name of w, or one of its labels.
+func called(w queue.Worker, who string) bool {
+	if w.Name == who {
+		return true
+	}
+	key, value, labelled := strings.Cut(who, "=")
+	label, has := w.Labels[key]
+	return labelled && has && label == value
+}
+
 func queueRequeue(c *cli.Context, q *queue.Queue, _ config) error {
 	b, err := q.Requeue(c.Context, build.ID(c.Args().First()))
 	if err != nil {
@@ -207,4 +216,12 @@ func queueRequeue(c *cli.Context, q *queue.Queue, _ config) error {
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s is %s\n", b.ID, b.State)
 	return err
+}
+
+// count is a number of things, in words.
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
