@@ -72,7 +72,7 @@ func (c *Cluster) check() error {
 			return fmt.Errorf("%q is not the address of a NATS server; say nats://host:port or tls://host:port", redact(address))
 		}
 		if u.User != nil {
-			return fmt.Errorf("the address of %s has a user or a token in it, where others can read it; use --queue-creds or --queue-token-file", u.Host)
+			return fmt.Errorf("the address of %s has a user or a token in it, where others can read it; use --queue-creds, --queue-token-file or CARGO_QUEUE_TOKEN", u.Host)
 		}
 	}
 	return nil
@@ -119,13 +119,15 @@ func unreachable(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, nats.ErrPermissionViolation):
-		return fmt.Errorf("%w; give what the cluster asks for with --queue-creds or --queue-token-file", err)
+		return fmt.Errorf("%w; give what the cluster asks for with --queue-creds, --queue-token-file or CARGO_QUEUE_TOKEN", err)
 	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout), isNetwork(err):
 		return fmt.Errorf("%w: none of the servers answers (%w); check the addresses in --queue and that NATS runs there", ErrUnavailable, err)
-	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted), errors.Is(err, nats.ErrTLS):
+	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
 		return fmt.Errorf("%w; check --queue (tls:// or nats://) and --queue-ca", err)
+	case errors.Is(err, nats.ErrTLS): // what the server did not like about our certificate is in its log only
+		return fmt.Errorf("%w; check --queue-ca, and --queue-cert and --queue-key if the cluster wants a certificate", err)
 	}
-	return fmt.Errorf("%w; check --queue and the flags beside it", err)
+	return fmt.Errorf("%w; check --queue, and --queue-creds if it is set", err)
 }
 
 // isNetwork reports whether err is about the way to a server, or its name.
