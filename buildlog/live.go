@@ -174,7 +174,7 @@ func (l *live) unsafe(c jetstream.StreamConfig) []string {
 		problems = append(problems, "it is kept in memory: the logs of running builds are lost when NATS restarts")
 	}
 	if c.Replicas < l.replicas {
-		problems = append(problems, fmt.Sprintf("it has %d replicas instead of %d", c.Replicas, l.replicas))
+		problems = append(problems, fmt.Sprintf("it has %d of %d copies", c.Replicas, l.replicas))
 	}
 	if c.MaxAge > 0 && c.MaxAge < 24*time.Hour {
 		problems = append(problems, fmt.Sprintf("it forgets logs after %s, also those that are not archived yet", c.MaxAge))

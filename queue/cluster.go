@@ -6,9 +6,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +54,7 @@ func openClusterStore(ctx context.Context, o Options, worker string, log *slog.L
 		return nil, err
 	}
 	if err := s.connect(strings.Join(c.URLs, ","), c.options(worker)...); err != nil {
-		return nil, unreachable(err)
+		return nil, c.unreachable(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -114,8 +116,19 @@ func (c *Cluster) options(worker string) []nats.Option {
 	return options
 }
 
+func (c *Cluster) secure() bool {
+	return c.TLS != nil || slices.ContainsFunc(c.URLs, func(u string) bool { return strings.HasPrefix(u, "tls:") })
+}
+
+// brokenOff reports whether the other side ended the connection, as it does
+// where it misses a certificate.
+func brokenOff(err error) bool {
+	_, ok := errors.AsType[*net.OpError](err)
+	return ok || errors.Is(err, io.EOF)
+}
+
 // unreachable says what to do about the failure of the first connection.
-func unreachable(err error) error {
+func (c *Cluster) unreachable(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, nats.ErrPermissionViolation):
@@ -124,7 +137,7 @@ func unreachable(err error) error {
 		return fmt.Errorf("%w: none of the servers answers (%w); check the addresses in --queue and that NATS runs there", ErrUnavailable, err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
 		return fmt.Errorf("%w; check --queue (tls:// or nats://) and --queue-ca", err)
-	case errors.Is(err, nats.ErrTLS): // what the server did not like about our certificate is in its log only
+	case errors.Is(err, nats.ErrTLS), c.secure() && brokenOff(err): // what the server did not like about our certificate is in its log only
 		return fmt.Errorf("%w; check --queue-ca, and --queue-cert and --queue-key if the cluster wants a certificate", err)
 	}
 	return fmt.Errorf("%w; check --queue, and --queue-creds if it is set", err)
@@ -151,6 +164,8 @@ func (s *store) meetStreams(ctx context.Context, retention time.Duration) error 
 				return errOff
 			case few(err):
 				return fmt.Errorf("the cluster has too few servers with JetStream to keep %d copies; start more of them, or say --queue-replicas 1 and have no copy", s.replicas)
+			case overlaps(err):
+				return fmt.Errorf("another stream of this NATS account has its subject %s; remove that one, or give Cargo an account of its own", config.Subjects[0])
 			}
 			return err
 		})
@@ -180,6 +195,13 @@ func few(err error) bool {
 	const noPeers, notClustered = 10005, 10074
 	e, ok := errors.AsType[*jetstream.APIError](err)
 	return ok && (e.ErrorCode == noPeers || e.ErrorCode == notClustered)
+}
+
+// overlaps reports whether a stream could not be made since another has its subject.
+func overlaps(err error) bool {
+	const subjectsOverlap = 10065
+	e, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && e.ErrorCode == subjectsOverlap
 }
 
 // unsynced is said of every cluster: no client can see it.
@@ -216,7 +238,7 @@ func compare(got, want jetstream.StreamConfig) (warnings []string) {
 	case got.Replicas == 1 && want.Replicas == 1:
 		warn(true, "has one copy: when its server is away, so is the queue, and when its disk is lost, so are the builds")
 	case got.Replicas < want.Replicas:
-		warn(true, "has %d copies and not %d, as --queue-replicas says", got.Replicas, want.Replicas)
+		warn(true, "has %d of the %d copies that --queue-replicas asks for", got.Replicas, want.Replicas)
 	case got.Replicas%2 == 0:
 		warn(true, "has %d copies, which survive no more than %d would", got.Replicas, got.Replicas-1)
 	}
@@ -225,7 +247,10 @@ func compare(got, want jetstream.StreamConfig) (warnings []string) {
 	warn(got.Retention != jetstream.LimitsPolicy, "has the retention %s and not Limits: records vanish when they are read", got.Retention)
 	warn(got.AllowDirect, "allows direct reads, which a server that lags may answer")
 	warn(got.Sealed, "is sealed: nothing can be written")
-	warn(got.MaxMsgsPerSubject != 1, "keeps %d messages of a subject and not 1: erased tokens and old records stay", got.MaxMsgsPerSubject)
+	warn(got.MaxMsgsPerSubject != 1, "keeps more than one message of a subject: erased tokens and old records stay")
+	for _, subject := range want.Subjects {
+		warn(!slices.Contains(got.Subjects, subject), "does not have the subject %s: nothing can be written", subject)
+	}
 	if want.Discard == jetstream.DiscardOld && want.MaxBytes > 0 { // ended builds, which go at last
 		warn(got.MaxAge != want.MaxAge, "keeps them for %s and not for %s, as --record-retention says; change the stream's max-age, or the flag", age(got.MaxAge), age(want.MaxAge))
 		return warnings

@@ -340,6 +340,8 @@ func TestCompare(t *testing.T) {
 		"forgets tokens":          {tokens, func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, true},
 		"discards live builds":    {live, func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardOld, 1<<20 }, true},
 		"another retention":       {ended, func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour }, true},
+		"another subject":         {ended, func(c *jetstream.StreamConfig) { c.Subjects = []string{"other"} }, true},
+		"a subject more":          {ended, func(c *jetstream.StreamConfig) { c.Subjects = append([]string{"other"}, c.Subjects...) }, false},
 		"history":                 {live, func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 5 }, true},
 		"tokens cannot be erased": {tokens, func(c *jetstream.StreamConfig) { c.DenyDelete = true }, true},
 		"builds cannot be purged": {live, func(c *jetstream.StreamConfig) { c.AllowRollup = false }, true},

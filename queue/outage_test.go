@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/queue"
 )
@@ -299,7 +301,10 @@ func TestClusterThatCannotBeUsed(t *testing.T) {
 	ports := freePorts(t, 1)
 	alone := newCluster(t, t.TempDir(), 1)
 	t.Cleanup(alone.kill)
-	open(t, queue.Options{Cluster: &queue.Cluster{URLs: alone.urls, Replicas: 1}}) // it is up
+	js := open(t, queue.Options{Cluster: &queue.Cluster{URLs: alone.urls, Replicas: 1}}).JetStream() // it is up
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "theirs", Subjects: []string{"taken-ended.*"}}); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name    string
 		cluster queue.Cluster
@@ -309,6 +314,7 @@ func TestClusterThatCannotBeUsed(t *testing.T) {
 		{"no address", queue.Cluster{}, "nats://host:port"},
 		{"another scheme", queue.Cluster{URLs: []string{"http://127.0.0.1:80"}}, "nats://host:port"},
 		{"a secret in the address", queue.Cluster{URLs: []string{"nats://me:secret@127.0.0.1:4222"}}, "--queue-creds"},
+		{"a subject of another stream's", queue.Cluster{URLs: alone.urls, Prefix: "taken-", Replicas: 1}, "taken-ended"},
 		{"too few servers", queue.Cluster{URLs: alone.urls, Prefix: "three-"}, "--queue-replicas"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -342,7 +348,7 @@ func TestWarnings(t *testing.T) {
 	if w := open(t, queue.Options{Cluster: one}).Warnings(); !has(w, "one copy") {
 		t.Errorf("warnings of one copy: %q", w)
 	}
-	if w := open(t, queue.Options{Cluster: c.options("one-")}).Warnings(); !has(w, "1 copies and not 3") {
+	if w := open(t, queue.Options{Cluster: c.options("one-")}).Warnings(); !has(w, "1 of the 3 copies") {
 		t.Errorf("warnings of fewer copies than asked for: %q", w)
 	}
 }

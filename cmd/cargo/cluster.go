@@ -27,9 +27,10 @@ func (p *parser) cluster() *queue.Cluster {
 	if replicas < 1 || replicas > 5 || replicas%2 == 0 {
 		p.fail("--queue-replicas %d: want 1, 3 or 5, and no more than the cluster has servers", replicas)
 	}
+	creds, _ := p.secretPath("queue-creds")
 	return &queue.Cluster{
 		URLs:        urls,
-		Credentials: p.secretPath("queue-creds"),
+		Credentials: creds,
 		Token:       p.queueToken(),
 		TLS:         p.queueTLS(),
 		Replicas:    replicas,
@@ -60,11 +61,11 @@ func (p *parser) queueURLs() []string {
 	return urls
 }
 
-// secretPath is the path in a flag that names a file with a secret in it.
-func (p *parser) secretPath(flag string) string {
-	path := p.c.String(flag)
-	if path == "" {
-		return ""
+// secretPath is the path in a flag that names a file with a secret in it, "" if
+// there is none. What is wrong with the file is reported, and is not ok.
+func (p *parser) secretPath(flag string) (path string, ok bool) {
+	if path = p.c.String(flag); path == "" {
+		return "", true
 	}
 	fi, err := os.Stat(path)
 	switch {
@@ -72,8 +73,10 @@ func (p *parser) secretPath(flag string) string {
 		p.fail("--%s %s: %v", flag, path, cause(err))
 	case fi.Mode().Perm()&0o077 != 0:
 		p.fail("--%s %s: others can read it (mode %04o); run: chmod 600 %s", flag, path, fi.Mode().Perm(), path)
+	default:
+		return path, true
 	}
-	return path
+	return path, false
 }
 
 // maxTokenFile is longer than any token.
@@ -82,12 +85,15 @@ const maxTokenFile = 64 << 10
 // queueToken comes from a file or the environment, not from a flag: process
 // lists show flags.
 func (p *parser) queueToken() string {
-	path := p.secretPath("queue-token-file")
+	path, ok := p.secretPath("queue-token-file")
+	if !ok {
+		return ""
+	}
 	if path == "" {
 		return os.Getenv("CARGO_QUEUE_TOKEN")
 	}
 	text, err := os.ReadFile(path)
-	if err != nil { // which secretPath has reported, or it is no file
+	if err != nil {
 		p.fail("--queue-token-file %s: %v", path, cause(err))
 		return ""
 	}
@@ -117,7 +123,10 @@ func (p *parser) queueTLS() *tls.Config {
 		return cfg
 	}
 	if cert != "" {
-		pair, err := tls.LoadX509KeyPair(cert, p.secretPath("queue-key"))
+		if _, ok := p.secretPath("queue-key"); !ok {
+			return cfg
+		}
+		pair, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
 			p.fail("--queue-cert %s, --queue-key %s: %v", cert, key, cause(err))
 			return cfg

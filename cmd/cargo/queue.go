@@ -25,7 +25,7 @@ import (
 
 // queueFlags say where a queue is.
 func queueFlags() []string {
-	return []string{"data-dir", "queue", "queue-creds", "queue-token-file", "queue-ca", "queue-cert", "queue-key", "lease"}
+	return []string{"data-dir", "queue", "queue-creds", "queue-token-file", "queue-ca", "queue-cert", "queue-key", "queue-replicas", "lease"}
 }
 
 // queueCommand looks after a queue by hand, beside a server that has it open or without one.
