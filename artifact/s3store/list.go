@@ -59,7 +59,7 @@ func (s *Store) Metas(ctx context.Context) iter.Seq2[artifact.Meta, error] {
 			if !ok || !artifact.IsDigest(slot) {
 				continue
 			}
-			m, err := s.Lookup(ctx, slot)
+			m, err := s.record(ctx, slot)
 			corrupt := errors.Is(err, artifact.ErrCorrupt)
 			if errors.Is(err, artifact.ErrNotFound) && !corrupt {
 				continue // removed meanwhile

@@ -34,7 +34,7 @@ func (s *Store) open(ctx context.Context, m artifact.Meta, head, body budget) (*
 	}
 	o, info, err := s.openObject(ctx, "open an archive", s.blobKey(sum), head, body)
 	if errors.Is(err, artifact.ErrNotFound) {
-		if now, lookupErr := s.Lookup(ctx, m.Key.Slot()); lookupErr == nil && now.Artifact.SHA256 == sum {
+		if now, recordErr := s.record(ctx, m.Key.Slot()); recordErr == nil && now.Artifact.SHA256 == sum {
 			return nil, fmt.Errorf("%w: %w: archive %s is missing", artifact.ErrNotFound, artifact.ErrCorrupt, sum)
 		}
 		return nil, err

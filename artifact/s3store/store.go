@@ -14,6 +14,7 @@ package s3store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -107,9 +108,30 @@ type slotState struct {
 
 // Lookup returns what the slot, a [build.Key.Slot], holds. The error wraps
 // artifact.ErrNotFound if that is nothing, and artifact.ErrCorrupt as well if
-// what is there makes no sense. It is one request; that the archive is there,
-// Open and Verify find out.
+// what is there cannot be served. It does not read the archive: that it is there,
+// with its size, is a second request, without which a caller would be sent to
+// what a rule of the bucket has removed, and told that it need not be built.
 func (s *Store) Lookup(ctx context.Context, slot string) (artifact.Meta, error) {
+	const attempts = 3 // the slot may be replaced between the record and the archive
+	var m artifact.Meta
+	var err error
+	for range attempts {
+		if m, err = s.record(ctx, slot); err != nil {
+			return artifact.Meta{}, err
+		}
+		var o *object
+		if o, err = s.open(ctx, m, s.read, s.stream); err == nil {
+			return m, o.Close()
+		}
+		if !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) {
+			break
+		}
+	}
+	return artifact.Meta{}, err
+}
+
+// record is what is recorded of a slot, whether the archive is there or not.
+func (s *Store) record(ctx context.Context, slot string) (artifact.Meta, error) {
 	if !artifact.IsDigest(slot) {
 		return artifact.Meta{}, fmt.Errorf("%w: %q is not a slot", artifact.ErrNotFound, slot)
 	}
