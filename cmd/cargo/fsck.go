@@ -76,7 +76,7 @@ func (f *fsck) run(ctx context.Context) error {
 	fmt.Fprintf(f.out, "%d records, %d artifacts, %s read: %d damaged, %d not what the record says, %d without a record (%d made), %d unreadable; %d records whose artifact is gone\n",
 		f.records, f.read, units.BytesSize(float64(f.bytes)), f.damaged, f.different, f.unrecorded, f.made, f.broken, f.gone)
 	if bad := f.damaged + f.different + f.broken + f.unrecorded - f.made; bad > 0 {
-		return fmt.Errorf("%d things are wrong; a damaged artifact is built again by POST with rebuild=1, missing records come back with --rebuild-records", bad)
+		return fmt.Errorf("%s wrong; what is damaged or unreadable is built again by POST with rebuild=1, missing records come back with --rebuild-records", count(bad, "thing"))
 	}
 	return nil
 }
