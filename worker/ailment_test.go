@@ -51,6 +51,7 @@ func TestHandedBack(t *testing.T) {
 		says string
 	}{
 		"engine":         {fmt.Errorf("%w: %s", executor.ErrUnavailable, detail), "The container runtime does not answer."},
+		"image":          {fmt.Errorf("%w: %s", executor.ErrNoImage, detail), "The builder image is missing."},
 		"queue":          {fmt.Errorf("%s: %w", detail, queue.ErrUnavailable), "The build queue does not answer."},
 		"logs":           {fmt.Errorf("%s: %w", detail, buildlog.ErrUnavailable), "The logs of builds cannot be written."},
 		"descriptors":    {&fs.PathError{Op: "open", Path: "/" + detail, Err: syscall.EMFILE}, "The server has too many files open."},

@@ -126,18 +126,31 @@ func (w *Worker) takeRest(ctx context.Context) {
 	w.gate.resting = false
 }
 
-// pingTimeout is how long an executor may take to say that it is there.
-const pingTimeout = 10 * time.Second
+const (
+	// pingTimeout is how long an executor may take to say that it is there.
+	pingTimeout = 10 * time.Second
+	// mendTimeout is enough to pull an image.
+	mendTimeout = 15 * time.Minute
+)
 
-// well asks what can be asked without a build. The rest only a build can tell.
+// well asks what can be asked without a build, and has mended what can be. The
+// rest only a build can tell.
 func (w *Worker) well(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	pctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	_, err := w.Executor.Ping(ctx)
-	if err != nil {
+	if _, err := w.Executor.Ping(pctx); err != nil {
 		w.Log.Warn("the container runtime does not answer yet", "err", err)
+		return false
 	}
-	return err == nil
+	mctx, cancel := context.WithTimeout(ctx, mendTimeout)
+	defer cancel()
+	if err := w.Mend(mctx); err != nil {
+		if ctx.Err() == nil {
+			w.Log.Error("this worker cannot build yet", "err", err)
+		}
+		return false
+	}
+	return true
 }
 
 // A pause is twice as long each time, from a second up to most.

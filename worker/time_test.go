@@ -151,6 +151,31 @@ func TestSetbacks(t *testing.T) {
 	})
 }
 
+// Nothing is claimed before what can be mended is mended, as an image that
+// somebody has removed.
+func TestMend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		w := New(Options{Executor: pinged{}, Log: slog.New(slog.DiscardHandler), Mend: func(context.Context) error {
+			if time.Since(began) < time.Hour {
+				return executor.ErrNoImage
+			}
+			return nil
+		}})
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { w.keepGate(ctx) })
+		w.gate.pass(ctx)
+		w.gate.setback()
+		w.gate.pass(ctx)
+		if away := time.Since(began); away < time.Hour || away > time.Hour+maxRest {
+			t.Errorf("claims again after %v", away)
+		}
+		stop()
+		wg.Wait()
+	})
+}
+
 // A worker that is drained during a rest stays shut after it.
 func TestDrainedWhileResting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

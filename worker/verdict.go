@@ -48,6 +48,7 @@ var ailments = []struct {
 	{queue.ErrUnavailable, "The build queue does not answer."},
 	{queue.ErrBroken, "The build queue cannot be written."},
 	{executor.ErrUnavailable, "The container runtime does not answer."},
+	{executor.ErrNoImage, "The builder image is missing."},
 	{errMachineFull, "The server has no room left on its disk."},
 	{syscall.EMFILE, "The server has too many files open."},
 	{syscall.ENFILE, "The server has too many files open."},

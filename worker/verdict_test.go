@@ -161,7 +161,7 @@ func TestOurFault(t *testing.T) {
 	const detail = "detail-of-the-runtime"
 	faults := map[string]error{ // by GOARCH
 		"amd64": errors.New(detail),
-		"386":   fmt.Errorf("%w: %s", executor.ErrNoImage, detail),
+		"386":   fmt.Errorf("%w: %s", errors.New("what nobody knows"), detail),
 	}
 	r := newRig(t, hello, func(_ context.Context, p executortest.Process) error {
 		for _, name := range []string{treeDir + "/left", "/go/out/left", "/go/cache/left"} {

@@ -58,7 +58,7 @@ type Metrics interface {
 	ArtifactStored(bytes int64)
 }
 
-// Options are what a Worker works with. All fields are required but Draining,
+// Options are what a Worker works with. All fields are required but Mend, Draining,
 // Running and the limits, whose zero means the default of the room that
 // enforces them.
 type Options struct {
@@ -84,6 +84,10 @@ type Options struct {
 	Concurrency int           // builds at once
 	Timeout     time.Duration // of one try, until what it made is collected; storing that is our time
 
+	// Mend puts right what can be put right by itself before a worker whose builds
+	// broke claims again, such as an image that somebody has removed; nil: nothing.
+	Mend func(ctx context.Context) error
+
 	// Draining says whether the worker shall claim nothing more, and when that
 	// has changed: the channel is then closed. nil: it never shall.
 	Draining func() (on bool, changed <-chan struct{})
@@ -106,6 +110,9 @@ func New(o Options) *Worker {
 	o.LogLimit = cmp.Or(o.LogLimit, buildlog.DefaultLimit)
 	if o.Draining == nil {
 		o.Draining = func() (bool, <-chan struct{}) { return false, nil }
+	}
+	if o.Mend == nil {
+		o.Mend = func(context.Context) error { return nil }
 	}
 	if o.Running == nil {
 		o.Running = new(atomic.Int64)

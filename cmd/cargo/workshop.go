@@ -144,6 +144,17 @@ func (s *workshop) ready(ctx context.Context) (executor.Image, stdlib.Toolchain,
 	return image, toolchain, err
 }
 
+// keepImage sees that the engine still has the image, and fetches it again where
+// somebody has pruned it. Another one under its name is for the next start, which
+// tells the queue of it.
+func (s *workshop) keepImage(ctx context.Context, image executor.Image) error {
+	now, err := s.engine.EnsureImage(ctx, s.cfg.image, s.log.Info)
+	if err == nil && now != image {
+		err = fmt.Errorf("--image %s is %s now, and was %s when this program started: start it again", s.cfg.image, now.Digest, image.Digest)
+	}
+	return err
+}
+
 // join announces this workshop among the workers of the queue.
 func (s *workshop) join(ctx context.Context, image executor.Image, running *atomic.Int64) (*queue.Membership, error) {
 	v := programVersion()
@@ -233,6 +244,7 @@ func (s *workshop) worker(image executor.Image, toolchain stdlib.Toolchain, libr
 		Network:       s.cfg.network,
 		ModuleEnv:     s.proxy.Env(),
 		Concurrency:   s.cfg.concurrency,
+		Mend:          func(ctx context.Context) error { return s.keepImage(ctx, image) },
 		Draining:      member.Draining,
 		Running:       running,
 		Timeout:       s.cfg.timeout,
