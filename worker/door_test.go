@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/executor"
@@ -160,7 +161,9 @@ func TestDoorThatStaysBroken(t *testing.T) {
 		r.breakDoor(&modproxy.DoorError{Module: "example.com/m", Err: syscall.EROFS})
 		return &executor.ExitError{Code: 1}
 	}
-	b := r.submit("linux/amd64", "")
+	b, sealed := r.request("linux/amd64", "")
+	b.AcceptedAt = time.Now().Add(-16 * time.Minute)
+	b = r.enqueue(b, sealed)
 	for range 19 {
 		c, err := r.queue.Claim(t.Context())
 		r.must(err)

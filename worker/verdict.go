@@ -60,17 +60,19 @@ var ailments = []struct {
 
 // An ailment that stays ends a build that was begun so often, and has been
 // waited for so long: many workers that are sick of the same thing, as of a
-// disk that they share, hand a build around within seconds.
+// disk that they share, hand a build around within seconds. But a build may be
+// what makes them sick.
 const (
-	maxAttempts = 20
-	minPatience = 15 * time.Minute // since it was accepted
+	maxAttempts  = 20
+	minPatience  = 15 * time.Minute // since it was accepted
+	mostAttempts = 100              // within that
 )
 
 // worthWaiting reports whether another attempt follows one that an ailment has
 // ended. A build that was accepted in the future says only that a clock was set.
 func (j *job) worthWaiting() bool {
 	age := time.Since(j.build.AcceptedAt)
-	return j.build.Attempt < maxAttempts || 0 <= age && age < minPatience
+	return j.build.Attempt < maxAttempts || j.build.Attempt < mostAttempts && 0 <= age && age < minPatience
 }
 
 // A stepError says which command of the recipe err belongs to.

@@ -100,7 +100,7 @@ func (a *archivist) sweep(ctx context.Context, logs settler) {
 	waiting = append(waiting, a.later...)
 	a.later = nil
 	// One that can never be archived must not be in the way of the others for ever.
-	rand.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] }) //nolint:gosec // no secret
+	rand.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
 	done, failures := 0, 0
 	for _, b := range waiting {
 		if failures < maxFailures && ctx.Err() == nil && a.archive(ctx, logs, b) {
