@@ -27,14 +27,16 @@ import (
 // for what it will be asked for later. What is wrong with the options is
 // ErrSettings, with a sentence that says what to change; a server that does not
 // answer is artifact.ErrUnavailable. It removes what is older than a day of
-// uploads that were never completed.
+// uploads that were never completed, unless it shall keep all as it is.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := newStore(o)
 	if err := checkOptions(o); err != nil {
 		return nil, err
 	}
-	if err := s.makeScratch(); err != nil {
-		return nil, fmt.Errorf("open artifact store: %w", err)
+	if !o.Keep {
+		if err := s.makeScratch(); err != nil {
+			return nil, fmt.Errorf("open artifact store: %w", err)
+		}
 	}
 	var err error
 	if s.credentials, err = chooseCredentials(ctx, o.Credentials); err != nil {
@@ -52,8 +54,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, settings("the endpoint %q: %v", o.Endpoint, err)
 	}
 	s.client = *client
-	if err := s.probe(ctx); err != nil {
+	if err := s.probe(ctx, o.Keep); err != nil {
 		return nil, err
+	}
+	if o.Keep {
+		return s, nil
 	}
 	if !s.conditional {
 		s.log.Warn("this S3 server does not know conditional writes; two workers that store the same artifact at the same moment can overwrite each other unseen", "server", s.client.EndpointURL().Host)
@@ -66,7 +71,7 @@ func checkOptions(o Options) error {
 	if err := s3utils.CheckValidBucketNameStrict(o.Bucket); err != nil {
 		return settings("%q is no bucket name: those have 3 to 63 lower-case letters, digits, dots and hyphens", o.Bucket)
 	}
-	if o.Scratch == "" {
+	if o.Scratch == "" && !o.Keep {
 		return settings("it needs a directory for archives on their way to the server")
 	}
 	return checkPrefix(o.Prefix)
@@ -117,15 +122,16 @@ func chooseCredentials(ctx context.Context, given *Credentials) (*credentials.Cr
 	return nil, settings("there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them to the shared credentials file, or give this machine a role that has some")
 }
 
-// probe lists and writes once, and finds out whether conditions are kept.
-func (s *Store) probe(ctx context.Context) error {
+// probe lists once, and unless all is to be kept as it is it writes, too, and
+// finds out whether conditions are kept.
+func (s *Store) probe(ctx context.Context, keep bool) error {
 	err := s.try(ctx, s.read, "open artifact store", func(ctx context.Context) error {
 		for o := range s.client.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{Prefix: s.metas(), Recursive: true, MaxKeys: 1}) {
 			return o.Err
 		}
 		return nil
 	})
-	if err == nil {
+	if err == nil && !keep {
 		s.conditional, err = s.keepsConditions(ctx)
 	}
 	if r, ok := errors.AsType[refusedError](err); ok {

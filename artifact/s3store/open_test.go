@@ -159,6 +159,28 @@ func TestScratch(t *testing.T) {
 	}
 }
 
+// A store that is only looked at is as it was, and so is this machine.
+func TestKeep(t *testing.T) {
+	server := s3test.Start(t)
+	o := options(t, server)
+	o.Scratch, o.Keep = "", true
+	s := open(t, o)
+	if got := server.Objects(); len(got) > 0 {
+		t.Errorf("Open made %q", got)
+	}
+	o.Scratch, o.Keep = t.TempDir(), false
+	if _, err := put(t.Context(), open(t, o), meta("v1", build.NewID(), 1), []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Lookup(t.Context(), meta("v1", build.NewID(), 1).Key.Slot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(t.Context(), m); err != nil {
+		t.Error(err)
+	}
+}
+
 // noCredentials keeps what this machine and its user have from the test, and
 // names a file and a role that are the test's own.
 func noCredentials(t *testing.T, role http.HandlerFunc) (file string) {

@@ -28,6 +28,11 @@ type Options struct {
 	// made if it is not there, and nothing else may be in it.
 	Scratch string
 
+	// Keep changes nothing, here or on the server, when the store is opened, and
+	// needs no Scratch: for a look at what another process works with. Nothing
+	// can be stored then.
+	Keep bool
+
 	// Patience is how long a step of a Put goes on trying while the server does
 	// not answer; 0 means two minutes. Whoever reads waits for ten seconds at most,
 	// and for thirty in the middle.

@@ -133,16 +133,18 @@ func queueStatus(c *cli.Context, q *queue.Queue, cfg config) error {
 	if err != nil {
 		return err
 	}
-	s := status{Queued: q.Depth(), Running: q.Running(), Unsafe: q.Warnings(), Workers: []crewMember{}}
+	s := status{Queued: q.Depth(), Running: q.Running(), Unsafe: q.Warnings(), Workers: []crewMember{}, Builds: []build.Build{}}
 	for _, w := range workers {
 		s.Workers = append(s.Workers, crewMember{
 			Name: w.Name, State: stateOf(w, cfg.lease), Labels: w.Labels, Executor: w.Executor, Running: w.Running, Concurrency: w.Concurrency,
 			Version: w.Version, Image: w.Image, Started: w.Started, Silent: w.Silent.Seconds(),
 		})
 	}
-	if s.Builds, _, err = q.List(c.Context, queue.Filter{State: build.Running}); err != nil {
+	running, _, err := q.List(c.Context, queue.Filter{State: build.Running})
+	if err != nil {
 		return err
 	}
+	s.Builds = append(s.Builds, running...)
 	if c.Bool("json") {
 		return json.NewEncoder(c.App.Writer).Encode(s)
 	}

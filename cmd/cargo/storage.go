@@ -6,6 +6,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -75,6 +76,9 @@ type signer interface {
 // openStore opens what --storage names; for a look, nothing in it is tidied up.
 func openStore(ctx context.Context, cfg config, look bool, log *slog.Logger) (store, error) {
 	if cfg.storage.s3 == nil {
+		if _, err := os.Stat(cfg.storage.dir); look && err != nil {
+			return nil, usageError{fmt.Errorf("--storage %s: there are no artifacts to look at: %w", cfg.storage.dir, cause(err))}
+		}
 		s, err := artifact.Open(cfg.storage.dir, artifact.Options{Limit: cfg.quotas.storage, Keep: look, Log: log})
 		if err != nil {
 			return nil, err
@@ -82,8 +86,7 @@ func openStore(ctx context.Context, cfg config, look bool, log *slog.Logger) (st
 		return s, nil
 	}
 	o := *cfg.storage.s3
-	o.Scratch = filepath.Join(cfg.dataDir, "scratch")
-	o.Log = log
+	o.Scratch, o.Keep, o.Log = filepath.Join(cfg.dataDir, "scratch"), look, log
 	s, err := s3store.Open(ctx, o)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--storage: %w", err)}
