@@ -12,7 +12,7 @@ import (
 
 // foreign are flags that the documents name and that are other programs'.
 var foreign = []string{
-	"change", "connect-timeout", "enable-feature", "follow", "full", "help", "max-time", "packages", "preserve-env", "private", "tags",
+	"change", "connect-timeout", "enable-feature", "follow", "full", "help", "max-time", "packages", "preserve-env", "private", "retry", "tags",
 }
 
 // document reads one of the files that people read.
