@@ -32,6 +32,9 @@ func TestSecureQueue(t *testing.T) {
 	ours.issue(t, path("server"))
 	ours.issue(t, path("client"))
 	theirs.issue(t, path("other-client"))
+	if err := os.MkdirAll(path("data/storage"), 0o700); err != nil { // which fsck wants to see
+		t.Fatal(err)
+	}
 	creds := newCredentials(t, dir)
 	token := "nats-Token-9876543210"
 	writeSecret(t, path("token"), token+"\n")
