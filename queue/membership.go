@@ -12,7 +12,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// leaveTimeout bounds what a worker does to leave; it vanishes by itself, too.
+// leaveTimeout bounds what a worker does to leave, which it does by itself, too,
+// or to come back.
 const leaveTimeout = 5 * time.Second
 
 // A Membership is the place of this process among the workers of a queue.
@@ -209,6 +210,9 @@ func (m *Membership) timed(doing string, do func(context.Context) error) {
 // stopped, it is left alone until that one is gone.
 func (m *Membership) renew(ctx context.Context) error {
 	err := m.announce(ctx)
+	if errors.Is(err, ErrUnavailable) {
+		return m.reenter(err) // ctx may be over by now
+	}
 	if !errors.Is(err, errBehind) {
 		return err
 	}
@@ -223,6 +227,23 @@ func (m *Membership) renew(ctx context.Context) error {
 		m.rev = msg.Sequence // an earlier renewal did it and never knew
 	default:
 		return fmt.Errorf("%w: it came while this one was silent, and runs on host %q as process %d; stop one of them", ErrNameTaken, now.Host, now.Process.ID)
+	}
+	return m.announce(ctx)
+}
+
+// reenter announces in a bucket that was made anew, if that is why: it was kept
+// in memory, say, or lost with the whole queue.
+func (m *Membership) reenter(why error) error {
+	ctx, cancel := context.WithTimeout(m.ctx, leaveTimeout)
+	defer cancel()
+	f, err := m.q.fleet(ctx, true)
+	if err != nil || f.stream.CachedInfo().Created.Equal(m.fleet.stream.CachedInfo().Created) {
+		return why
+	}
+	m.q.log.Warn("the bucket of the workers was made anew", "worker", m.entry.Name)
+	m.fleet, m.rev = f, 0
+	if err := m.leaveImage(ctx); err != nil {
+		return err
 	}
 	return m.announce(ctx)
 }

@@ -411,3 +411,24 @@ func TestUnreadableEntries(t *testing.T) {
 		t.Errorf("workers: %v", got)
 	}
 }
+
+// A worker whose bucket is lost announces itself in a new one, with its image.
+func TestWorkersBucketLost(t *testing.T) {
+	q := openTest(t, time.Second)
+	w := testWorker("w")
+	w.ImageDigest = "sha256:1"
+	join(t, q, w, nil)
+	if err := q.store.js.DeleteStream(t.Context(), "KV_workers"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		all, err := q.Workers(t.Context())
+		digest, imageErr := q.Image(t.Context())
+		if err == nil && imageErr == nil && len(all) == 1 && all[0].Name == "w" && digest == "sha256:1" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("workers %v (%v), image %q (%v)", all, err, digest, imageErr)
+		}
+	}
+}
