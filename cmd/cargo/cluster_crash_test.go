@@ -22,6 +22,7 @@ import (
 // the other: no build that was accepted is lost, at most one attempt of each
 // stores and finishes, and the site goes on by itself in time.
 func TestCrashCluster(t *testing.T) {
+	t.Parallel()
 	conn, err := net.Dial("unix", defaultContainerd)
 	require(t, "containerd", err)
 	_ = conn.Close()

@@ -14,6 +14,7 @@ import (
 
 // A token is nowhere on any machine, whatever becomes of the build that it is for.
 func TestTokenOnCluster(t *testing.T) {
+	t.Parallel()
 	conn, err := net.Dial("unix", defaultContainerd)
 	require(t, "containerd", err)
 	_ = conn.Close()

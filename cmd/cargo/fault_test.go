@@ -107,6 +107,7 @@ func (f *faulty) end() {
 // What was accepted outlives a disk that fills up, what cannot be is refused,
 // and the server goes on as soon as there is room.
 func TestDiskFills(t *testing.T) {
+	t.Parallel()
 	disk := smallDisk(t)
 	f := newFaulty(t, "containerd", filepath.Join(disk, "data"), "--disk", "32MiB", "--min-free", "1MiB")
 	ctx, stop := context.WithCancel(t.Context())
@@ -174,6 +175,7 @@ func fillUp(name string) error {
 // The same where what a server keeps has become read-only. A file system on
 // which files are open for writing cannot be made so by mount; see readOnly.
 func TestDiskReadOnly(t *testing.T) {
+	t.Parallel()
 	disk := smallDisk(t)
 	f := newFaulty(t, "containerd", filepath.Join(disk, "data"), "--disk", "32MiB", "--min-free", "1MiB")
 	f.logsBreak = true // what a build says meanwhile cannot be kept
@@ -247,6 +249,7 @@ func (f *faulty) immutable(dir string, on bool) {
 // A server that has no file descriptors left for a while loses nothing, and
 // blames nobody's build for that.
 func TestOutOfFileDescriptors(t *testing.T) {
+	t.Parallel()
 	conn, err := net.Dial("unix", defaultContainerd)
 	require(t, "containerd", err)
 	_ = conn.Close()
@@ -325,6 +328,7 @@ func unmountBelow(t *testing.T, dir string) {
 // containerd is killed under builds: those that run go on, in the same
 // container, and none fails.
 func TestContainerdKilled(t *testing.T) {
+	t.Parallel()
 	root, engines := privateEngines(t, "containerd")
 	f := newFaulty(t, "containerd", t.TempDir(), "--containerd-address", filepath.Join(root, "containerd.sock"))
 	of := owners{ownerKey(f.data): true}
@@ -383,6 +387,7 @@ func (f *faulty) begun(id build.ID) int {
 // dockerd is started anew under builds, which ends their containers: they are
 // built again, on our account.
 func TestDockerRestarted(t *testing.T) {
+	t.Parallel()
 	root, engines := privateEngines(t, "docker")
 	f := newFaulty(t, "docker", t.TempDir(), "--docker-host", "unix://"+filepath.Join(root, "docker.sock"))
 	engines("down", "docker")

@@ -13,6 +13,7 @@ import (
 // Somebody removes all images from the engine, as a timer that prunes them does:
 // the next build is made all the same.
 func TestImagesPruned(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("it takes half a minute")
 	}
