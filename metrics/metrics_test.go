@@ -20,6 +20,8 @@ func options() metrics.Options {
 	return metrics.Options{
 		QueueDepth: func() float64 { return 7 },
 		Running:    func() float64 { return 2 },
+		Workers:    func(state string) float64 { return map[string]float64{"active": 3, "silent": 1}[state] },
+		States:     []string{"active", "draining", "silent"},
 		Version:    "v1.2.3", Commit: "0123abc", GoVersion: "go1.26",
 		Kept:      map[string]func() float64{"modules": func() float64 { return 11 }},
 		DiskKind:  func() string { return "loop" },

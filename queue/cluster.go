@@ -123,8 +123,8 @@ func (c *Cluster) secure() bool {
 // brokenOff reports whether the other side ended the connection, as it does
 // where it misses a certificate.
 func brokenOff(err error) bool {
-	_, ok := errors.AsType[*net.OpError](err)
-	return ok || errors.Is(err, io.EOF)
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op != "dial" || errors.Is(err, io.EOF)
 }
 
 // unreachable says what to do about the failure of the first connection.
@@ -133,12 +133,12 @@ func (c *Cluster) unreachable(err error) error {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, nats.ErrPermissionViolation):
 		return fmt.Errorf("%w; give what the cluster asks for with --queue-creds, --queue-token-file or CARGO_QUEUE_TOKEN", err)
-	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout), isNetwork(err):
-		return fmt.Errorf("%w: none of the servers answers (%w); check the addresses in --queue and that NATS runs there", ErrUnavailable, err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
 		return fmt.Errorf("%w; check --queue (tls:// or nats://) and --queue-ca", err)
 	case errors.Is(err, nats.ErrTLS), c.secure() && brokenOff(err): // what the server did not like about our certificate is in its log only
 		return fmt.Errorf("%w; check --queue-ca, and --queue-cert and --queue-key if the cluster wants a certificate", err)
+	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout), isNetwork(err):
+		return fmt.Errorf("%w: none of the servers answers (%w); check the addresses in --queue and that NATS runs there", ErrUnavailable, err)
 	}
 	return fmt.Errorf("%w; check --queue, and --queue-creds if it is set", err)
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/monochromegane/cargo/build"
+	"github.com/monochromegane/cargo/gitsrc/gitsrctest"
 )
 
 // A faulty is a loop in which something that a server needs is missing for a
@@ -74,13 +75,23 @@ func (f *faulty) wantAlive() {
 	}
 }
 
-// wantRefusals waits until a client is told to come again.
-func (f *faulty) wantRefusals(n int64) {
-	f.loop.t.Helper()
-	before := f.refused.Load()
-	until(f.loop.t, "clients get 503 with Retry-After", func() bool {
+// wantRefusals asks for builds until it has been told to come again n times. The
+// clients may all be waiting for builds by then.
+func (f *faulty) wantRefusals(n int) {
+	t := f.loop.t
+	t.Helper()
+	f.loop.host.Repository("probe/app").Commit("main", gitsrctest.Files(map[string]string{"Makefile": "all:\n\techo x > out\n"}))
+	until(t, "somebody gets 503 with Retry-After", func() bool {
 		f.wantAlive()
-		return f.refused.Load() >= before+n
+		resp, err := http.Post(f.url+"/git.test/probe/app/linux/amd64/main?rebuild=1", "", nil)
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" {
+			n--
+		}
+		return n <= 0
 	})
 }
 
