@@ -213,8 +213,7 @@ func (l *loop) ask(ctx context.Context, method, path, token string, want ...int)
 	switch {
 	case slices.Contains(want, resp.StatusCode):
 		return reply{resp, body}, true
-	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
-		l.refused.Add(1)
+	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "": // come again
 	default:
 		l.problem("%s %s = %s %v %s", method, path, resp.Status, resp.Header, body)
 		pause(ctx, time.Second)

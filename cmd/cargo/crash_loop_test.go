@@ -33,9 +33,8 @@ type loop struct {
 	ends   atomic.Int64 // of builds, that were seen
 	wrong  atomic.Int64 // how often something was
 
-	refused   atomic.Int64 // requests that got 503 and Retry-After
-	exclusive atomic.Bool  // no build may run twice at once, and no server lag
-	logsBreak bool         // the disk that they are written to does
+	exclusive atomic.Bool // no build may run twice at once, and no server lag
+	logsBreak bool        // the disk that they are written to does
 
 	clients sync.WaitGroup
 	over    chan struct{} // closed: no new orders
