@@ -50,8 +50,10 @@ func newCluster(t testing.TB, room int64) *cluster {
 		starting.Go(func() { c.servers[i] = serve(t, c.options[i]) })
 	}
 	starting.Wait()
-	wait(t, "a leader of the cluster", func() bool {
-		return slices.ContainsFunc(c.servers[:], func(s *server.Server) bool { return s.JetStreamIsLeader() })
+	wait(t, "a leader that has heard of every server", func() bool {
+		return slices.ContainsFunc(c.servers[:], func(s *server.Server) bool {
+			return s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == len(c.servers)
+		})
 	})
 	return c
 }

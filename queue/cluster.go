@@ -162,9 +162,11 @@ func (s *store) meetStreams(ctx context.Context, retention time.Duration) error 
 			switch {
 			case off(err):
 				return errOff
-			case few(err):
-				return fmt.Errorf("the cluster has too few servers with JetStream to keep %d copies; start more of them, or say --queue-replicas 1 and have no copy", s.replicas)
-			case overlaps(err):
+			case is(err, notClustered):
+				return s.few()
+			case is(err, noPeers): // they may be starting, too
+				return fmt.Errorf("%w: %w", ErrUnavailable, s.few())
+			case is(err, subjectsOverlap):
 				return fmt.Errorf("another stream of this NATS account has its subject %s; remove that one, or give Cargo an account of its own", config.Subjects[0])
 			}
 			return err
@@ -190,18 +192,20 @@ func off(err error) bool {
 	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
-// few reports whether a stream could not be made for want of servers.
-func few(err error) bool {
-	const noPeers, notClustered = 10005, 10074
+// What NATS answers where a stream cannot be made; its client has no names for these.
+const (
+	noPeers         = 10005
+	subjectsOverlap = 10065
+	notClustered    = 10074
+)
+
+func is(err error, code jetstream.ErrorCode) bool {
 	e, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && (e.ErrorCode == noPeers || e.ErrorCode == notClustered)
+	return ok && e.ErrorCode == code
 }
 
-// overlaps reports whether a stream could not be made since another has its subject.
-func overlaps(err error) bool {
-	const subjectsOverlap = 10065
-	e, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && e.ErrorCode == subjectsOverlap
+func (s *store) few() error {
+	return fmt.Errorf("the cluster has too few servers with JetStream to keep %d copies; start more of them, or say --queue-replicas 1 and have no copy", s.replicas)
 }
 
 // unsynced is said of every cluster: no client can see it.

@@ -331,6 +331,22 @@ func TestClusterThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// Those that are missing may be starting.
+func TestClusterOfTooFew(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, t.TempDir(), 2)
+	t.Cleanup(c.kill)
+	two := c.options("")
+	two.Replicas = 1
+	open(t, queue.Options{Cluster: two}) // it is up
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, err := queue.Open(ctx, queue.Options{Cluster: c.options("three-")})
+	if !errors.Is(err, queue.ErrUnavailable) || !strings.Contains(err.Error(), "too few servers") {
+		t.Fatalf("Open = %v", err)
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	c := sharedCluster(t)
 	q := open(t, queue.Options{Cluster: c.options("good-")})
