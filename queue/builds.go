@@ -152,19 +152,27 @@ func (q *Queue) Get(ctx context.Context, id build.ID) (build.Build, error) {
 
 // catchUp waits until the view has all that is in the store now.
 func (q *Queue) catchUp(ctx context.Context) error {
-	info, err := q.store.info(ctx, q.store.records)
+	seq, err := q.newestOfAll(ctx)
 	if err != nil {
 		return err
 	}
-	if !quorum(info) {
-		return fmt.Errorf("%w: it has lost its quorum", ErrUnavailable)
-	}
 	ctx, cancel := context.WithTimeout(ctx, lagLimit)
 	defer cancel()
-	if !q.seen.wait(ctx, info.State.LastSeq) {
+	if !q.seen.wait(ctx, seq) {
 		return fmt.Errorf("%w: this process is behind", ErrUnavailable)
 	}
 	return nil
+}
+
+func (q *Queue) newestOfAll(ctx context.Context) (seq uint64, err error) {
+	if q.store.cluster != nil {
+		return q.marks.wait(ctx, q.store.mark)
+	}
+	info, err := q.store.info(ctx, q.store.records)
+	if err != nil {
+		return 0, err
+	}
+	return info.State.LastSeq, nil
 }
 
 // record looks at the view once more after the store: a build leaves the view

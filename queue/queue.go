@@ -129,6 +129,7 @@ type Queue struct {
 	view    *view
 	submit  [256]chan struct{} // one Submit at a time for each first byte of a key's digest
 	seen    progress
+	marks   marks
 	created time.Time // the stream of the live records; probe's
 	orphans orphans   // tend's
 

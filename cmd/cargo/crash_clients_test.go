@@ -16,11 +16,10 @@ import (
 type entry struct {
 	order
 
-	id       build.ID // accepted
-	accepted time.Time
-	kills    int64 // of workers, before it was
-	ended    build.Build
-	lives    int64 // kills of workers since it was accepted, as its end was seen
+	id    build.ID // accepted
+	kills int64    // of workers, before it was
+	ended build.Build
+	lives int64 // kills of workers since it was accepted, as its end was seen
 
 	askedToStop  bool      // DELETE was sent
 	stopAccepted time.Time // 202 to that was read
@@ -97,7 +96,7 @@ func (l *loop) see(ctx context.Context, e *entry) {
 		return
 	}
 	l.set(func() {
-		e.id, e.accepted, e.kills = id, time.Now(), kills
+		e.id, e.kills = id, kills
 		l.entries = append(l.entries, e)
 	})
 	if e.canceled {
@@ -173,19 +172,9 @@ func (l *loop) await(ctx context.Context, e *entry) (b build.Build) {
 	return build.Build{}
 }
 
-// mostLag is how long a server may not know of a build that another has
-// accepted, where NATS servers wake up that were leaders: they answer from what
-// they had until they hear of their successors.
-const mostLag = 2 * time.Second
-
 // askOf is ask about an accepted build.
 func (l *loop) askOf(ctx context.Context, e *entry, method string, want ...int) (reply, bool) {
-	lags := !l.exclusive.Load() && time.Since(e.accepted) < mostLag
-	if lags {
-		want = append(want, http.StatusNotFound)
-	}
-	a, ok := l.ask(ctx, method, "/builds/"+string(e.id), e.token, want...)
-	return a, ok && !(lags && a.StatusCode == http.StatusNotFound)
+	return l.ask(ctx, method, "/builds/"+string(e.id), e.token, want...)
 }
 
 // ask sends a request to one of the servers. It is not ok if there was no

@@ -33,7 +33,7 @@ type loop struct {
 	ends   atomic.Int64 // of builds, that were seen
 	wrong  atomic.Int64 // how often something was
 
-	exclusive atomic.Bool // no build may run twice at once, and no server lag
+	exclusive atomic.Bool // no build may run twice at once
 	logsBreak bool        // the disk that they are written to does
 
 	clients sync.WaitGroup
