@@ -299,10 +299,17 @@ func (q *Queue) update(ctx context.Context, id build.ID, change func(*record) er
 			if err := q.refresh(ctx, l.key, l.rec.rev); err != nil {
 				return err
 			}
+			if now, ok := q.view.id(id); ok && now.rec.rev == l.rec.rev {
+				return errUnderWay
+			}
 		}
 	})
 	return r, err
 }
+
+// errUnderWay: a leader refuses what another write might go before, which it
+// has only proposed. Without most of its followers it goes on so for seconds.
+var errUnderWay = fmt.Errorf("%w: another write of the record is under way", ErrUnavailable)
 
 // refresh reads a live record anew; rev is what the view had.
 func (q *Queue) refresh(ctx context.Context, key string, rev uint64) error {
