@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -45,7 +46,7 @@ func (m *marks) wait(ctx context.Context, write func(context.Context) (uint64, e
 		case <-k.written:
 			return k.seq, k.err
 		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+			return 0, fmt.Errorf("%w: a mark is under way: %w", ErrUnavailable, context.Cause(ctx))
 		}
 	}
 	_ = rest(ctx, pause) // write sees the end of ctx, too

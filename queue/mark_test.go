@@ -70,3 +70,27 @@ func TestMarkGivenUp(t *testing.T) {
 		both.Wait()
 	})
 }
+
+// Who has no more time while another's mark is under way does not know more than
+// that the queue has not answered.
+func TestMarkTakesTooLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m marks
+		write := func(context.Context) (uint64, error) {
+			time.Sleep(3 * time.Second)
+			return 0, ErrUnavailable
+		}
+		m.last = time.Now()
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, err := m.wait(ctx, write); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("wait = %v, want ErrUnavailable", err)
+				}
+			})
+		}
+		both.Wait()
+	})
+}
