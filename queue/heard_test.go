@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,6 +283,24 @@ func TestLateWord(t *testing.T) {
 	v.put("never seen", record{Build: testBuild(), rev: 8})
 	if _, ok := v.key("never seen"); ok {
 		t.Error("a build that was purged before it was seen is there")
+	}
+}
+
+// A server that claims nothing sees the builds of ever new owners start elsewhere.
+func TestOwnersAreForgotten(t *testing.T) {
+	v := newView()
+	for i := range uint64(100) {
+		b := testBuild()
+		b.Owner, b.State = fmt.Sprint("owner", i), build.Running
+		key := fmt.Sprint("k", i)
+		v.put(key, record{Build: b, rev: 2*i + 1})
+		if i > 0 {
+			v.remove(key, 2*i+2)
+		}
+	}
+	v.forget()
+	if _, ok := v.turns[ownerOf(build.Repository{Owner: "owner0"})]; len(v.turns) != 1 || !ok {
+		t.Errorf("turns of %d owners are remembered; one has a build", len(v.turns))
 	}
 }
 

@@ -114,10 +114,17 @@ func (v *view) hide(key string, rev uint64) {
 	}
 }
 
-// forget drops what was purged longer ago than anybody could speak of it.
+// forget drops what was purged longer ago than anybody could speak of it, and
+// the turns of owners without a live build: next does that too, but who only
+// accepts builds never calls it.
 func (v *view) forget() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	live := map[string]bool{}
+	for _, e := range v.byID {
+		live[e.owner] = true
+	}
+	maps.DeleteFunc(v.turns, func(owner string, _ time.Time) bool { return !live[owner] })
 	maps.DeleteFunc(v.byKey, func(_ string, e *entry) bool { return e.gone && time.Since(e.left) > markerTTL })
 	maps.DeleteFunc(v.strays, func(_ string, since time.Time) bool { return time.Since(since) > markerTTL })
 }
