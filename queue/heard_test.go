@@ -338,6 +338,32 @@ func TestOrphans(t *testing.T) {
 	look(false)
 }
 
+// A process that hears nothing of what others accept must not erase their tokens.
+func TestOrphanOnlyForWhoIsBehind(t *testing.T) {
+	t.Parallel()
+	q := openTest(t, 0)
+	b := testBuild()
+	if _, err := q.Submit(t.Context(), Submission{Build: b, Sealed: []byte("sealed")}); err != nil {
+		t.Fatal(err)
+	}
+	_, seq, err := q.store.tokens.get(t.Context(), string(b.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	q.view.reset()
+	q.seen.reset()
+	q.orphans = orphans{string(b.ID): {seq: seq, since: time.Now().Add(-orphanAge)}}
+	if err := q.eraseOrphans(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("eraseOrphans = %v, want ErrUnavailable", err)
+	}
+	if _, _, err := q.store.tokens.get(t.Context(), string(b.ID)); err != nil {
+		t.Errorf("the token of a live build: %v", err)
+	}
+}
+
 func TestCompare(t *testing.T) {
 	s := &store{prefix: clusterPrefix, replicas: 3, cluster: &Cluster{}}
 	live, ended, tokens := s.configs(time.Hour)

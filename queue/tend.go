@@ -186,7 +186,7 @@ func (q *Queue) eraseOrphans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := orphans{}
+	now, due := orphans{}, orphans{}
 	for _, id := range ids {
 		_, seq, err := q.store.tokens.get(ctx, id)
 		if errors.Is(err, ErrNotFound) {
@@ -199,14 +199,31 @@ func (q *Queue) eraseOrphans(ctx context.Context) error {
 		if !ok || o.seq != seq {
 			o = orphan{seq: seq, since: time.Now()}
 		}
-		if time.Since(o.since) >= orphanAge {
-			if err := q.store.tokens.eraseAt(ctx, id, seq); err != nil {
-				return fmt.Errorf("erase the token of build %s: %w", id, err)
-			}
-			continue
-		}
 		now[id] = o
+		if time.Since(o.since) >= orphanAge {
+			due[id] = o
+		}
 	}
 	q.orphans = now
+	return q.eraseDue(ctx, due)
+}
+
+// eraseDue erases tokens whose records are still missing when this process has
+// seen all there are: its watch may have stood still for as long.
+func (q *Queue) eraseDue(ctx context.Context, due orphans) error {
+	if len(due) == 0 {
+		return nil
+	}
+	if err := q.catchUp(ctx); err != nil {
+		return fmt.Errorf("see whether tokens have no build: %w", err)
+	}
+	for id, o := range due {
+		if _, ok := q.view.id(build.ID(id)); ok {
+			continue
+		}
+		if err := q.store.tokens.eraseAt(ctx, id, o.seq); err != nil {
+			return fmt.Errorf("erase the token of build %s: %w", id, err)
+		}
+	}
 	return nil
 }
