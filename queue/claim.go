@@ -31,6 +31,7 @@ type Claim struct {
 	// With turn:
 	renewed time.Time // when the last renewal was sent
 	settled bool      // will is written
+	left    record    // by that
 
 	mu     sync.Mutex
 	will   func(*record) // what Finish or Requeue want written; the renewal does it if they cannot
@@ -244,12 +245,12 @@ func (c *Claim) beat() bool {
 	ctx, cancel := context.WithDeadline(c.q.ctx, maxTime(lapse, time.Now().Add(c.q.lease/12)))
 	defer cancel()
 	began := time.Now()
-	_, err := c.q.update(ctx, c.build.ID, c.whileHeld(change))
+	r, err := c.q.update(ctx, c.build.ID, c.whileHeld(change))
 	if errors.Is(err, ErrNotFound) {
 		err = ErrLeaseLost
 	}
 	if will != nil && (err == nil || errors.Is(err, ErrLeaseLost)) {
-		c.settled = err == nil
+		c.settled, c.left = err == nil, r
 		c.end(cmp.Or(err, context.Canceled))
 		c.q.view.drop(c) // nobody may ask again
 		return false
@@ -376,7 +377,11 @@ func (c *Claim) release(ctx context.Context, doing string, change func(*record))
 	if err != nil {
 		return fmt.Errorf("%s build %s: %w", doing, c.build.ID, err)
 	}
-	c.q.settle(ctx, r)
+	if doing == "finish" {
+		c.q.settle(ctx, r)
+	} else {
+		c.q.drop(ctx, r)
+	}
 	return nil
 }
 
@@ -403,7 +408,7 @@ func (c *Claim) wanted() func(*record) {
 // settle writes what is wanted.
 func (c *Claim) settle(ctx context.Context) (record, error) {
 	if c.settled {
-		return record{}, nil
+		return c.left, nil
 	}
 	if cause := context.Cause(c.ctx); errors.Is(cause, ErrLeaseLost) && !c.lapsed() {
 		return record{}, cause

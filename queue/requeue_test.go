@@ -113,6 +113,35 @@ func TestRequeueABuildThatWasToBeCanceled(t *testing.T) {
 	}
 }
 
+// A worker that hands back what was to be canceled ends it, as nobody else does.
+func TestHandBackABuildThatWasToBeCanceled(t *testing.T) {
+	var told []build.Build
+	q, err := Open(t.Context(), Options{Dir: t.TempDir(), Worker: "w", Dropped: func(b build.Build) { told = append(told, b) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = q.Close() })
+	for _, beforehand := range []bool{false, true} { // the renewal has done it before Requeue is asked again
+		c := claimed(t, q)
+		if err := q.Cancel(t.Context(), c.Build().ID); err != nil {
+			t.Fatal(err)
+		}
+		if beforehand {
+			c.want((*record).giveBack, false)
+			if c.beat() {
+				t.Error("the renewal goes on")
+			}
+		}
+		told = nil
+		if err := c.Requeue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(told) != 1 || told[0].State != build.Canceled {
+			t.Errorf("told of %+v", told)
+		}
+	}
+}
+
 func TestRequeueAFailedBuild(t *testing.T) {
 	for _, reason := range []build.Reason{build.ReasonLost, build.ReasonInternal} {
 		q := openTest(t, 0)
