@@ -16,7 +16,7 @@ import (
 // A Submission is a build that somebody asks for.
 type Submission struct {
 	Build  build.Build // with its ID and Key; the queue sets State and, if it is zero, AcceptedAt
-	Sealed []byte      // the caller's token, kept until the build ends; may be nil
+	Sealed []byte      // the caller's token, kept until the build ends; may be empty
 	Caller string      // whose Options.CallerLimit it counts for, until it ends; "" is nobody's
 }
 
@@ -100,7 +100,7 @@ func (q *Queue) turn(key string) chan struct{} {
 
 // create writes the token before the record: a record is never without it.
 func (q *Queue) create(ctx context.Context, key string, s Submission) (record, error) {
-	r := record{Build: s.Build, Caller: s.Caller, Sealed: s.Sealed != nil}
+	r := record{Build: s.Build, Caller: s.Caller, Sealed: len(s.Sealed) > 0}
 	r.Build.State = build.Queued
 	if r.Build.AcceptedAt.IsZero() {
 		r.Build.AcceptedAt = time.Now().UTC()

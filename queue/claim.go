@@ -53,8 +53,6 @@ var (
 
 	// errLapsed is ErrLeaseLost where nobody is known to have taken it.
 	errLapsed = fmt.Errorf("%w: the queue was away for too long to renew it", ErrLeaseLost)
-
-	errTokenGone = errors.New("the build's token is gone")
 )
 
 // Claim waits for a queued build and claims the one whose turn it is. Turns go
@@ -147,33 +145,6 @@ func (q *Queue) claim(ctx context.Context, id build.ID) (*Claim, error) {
 	c.ctx, c.end = context.WithCancelCause(q.ctx)
 	c.done.Go(c.renew)
 	return c, nil
-}
-
-func (q *Queue) token(ctx context.Context, id build.ID) (sealed []byte, err error) {
-	err = q.patiently(ctx, func() error {
-		sealed, _, err = q.store.tokens.get(ctx, string(id))
-		return err
-	})
-	return sealed, err
-}
-
-// abandon gives up a claim whose token could not be read. If there is none, no
-// later claim would find it either, so the build has ended.
-func (c *Claim) abandon(ctx context.Context, why error) error {
-	change := (*record).giveBack
-	if errors.Is(why, ErrNotFound) {
-		why = errTokenGone
-		change = func(r *record) {
-			r.end(build.Failed, build.ReasonInternal, "the token that the build was asked for with is gone; ask for it again by POST")
-		}
-	}
-	r, err := c.q.update(ctx, c.build.ID, c.whileHeld(change))
-	if err != nil {
-		c.q.view.stray(c.name)
-		return fmt.Errorf("read its token: %w", errors.Join(why, err))
-	}
-	c.q.drop(ctx, r)
-	return fmt.Errorf("read its token: %w", why)
 }
 
 // observe hears of each revision of the record, under the lock of the view.

@@ -92,6 +92,10 @@ func TestTokenIsGone(t *testing.T) {
 	if err := <-claims; !errors.Is(err, context.Canceled) {
 		t.Errorf("Claim = %v", err)
 	}
+	retired(t, q, b.ID)
+	if names, err := q.store.tokens.names(t.Context()); err != nil || len(names) > 0 {
+		t.Errorf("left in place of the token: %q, %v", names, err)
+	}
 }
 
 // A build that had ended runs again under its id, and ends again.
