@@ -192,8 +192,10 @@ func off(err error) bool {
 	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
-// What NATS answers where a stream cannot be made; its client has no names for these.
+// What NATS answers where a stream cannot be made, or nothing more be written;
+// its client has no names for these.
 const (
+	accountFull     = 10002 // which it counts as a mistake of ours
 	noPeers         = 10005
 	subjectsOverlap = 10065
 	notClustered    = 10074

@@ -53,7 +53,7 @@ func unanswered(err error) bool {
 		}
 	}
 	e, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && e.Code >= 500
+	return ok && (e.Code >= 500 || e.ErrorCode == accountFull)
 }
 
 // patiently calls try until it returns something else than ErrUnavailable, ctx
