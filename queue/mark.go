@@ -12,7 +12,7 @@ import (
 
 // marksEvery bounds how often all who ask for builds that are not there make
 // the cluster write.
-const marksEvery = 100 * time.Millisecond
+const marksEvery = 20 * time.Millisecond
 
 // marks are written into the stream of the live records by a process that wants
 // to know that it has missed nothing. Reading would not tell: a leader that

@@ -33,11 +33,11 @@ func TestMarks(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := begun.Load(); n < 8 || n > 12 {
+		if n := begun.Load(); n < 40 || n > 51 {
 			t.Errorf("%d marks in %s", n, time.Since(start))
 		}
 		again := time.Now()
-		if _, err := m.wait(t.Context(), write); err != nil || time.Since(again) > 400*time.Millisecond {
+		if _, err := m.wait(t.Context(), write); err != nil || time.Since(again) > 300*time.Millisecond {
 			t.Errorf("one alone waits %s, %v", time.Since(again), err)
 		}
 	})
