@@ -1,12 +1,15 @@
 package s3store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/artifact/artifacttest"
@@ -76,5 +79,63 @@ func TestMetasGoesOn(t *testing.T) {
 	}
 	if m, err := s.Lookup(t.Context(), artifacttest.Key("v1").Slot()); err == nil {
 		t.Errorf("Lookup = %+v", m)
+	}
+}
+
+// A server that stops in the middle of a list holds up nobody for ever.
+func TestListGivesUp(t *testing.T) {
+	t.Parallel()
+	server := s3test.Start(t)
+	p := newProxy(t, server)
+	o := options(t, server)
+	o.Endpoint, o.Patience = p.endpoint, brief
+	s := open(t, o)
+	if _, err := put(t.Context(), s, meta("v1", build.NewID(), 1), []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	p.set(func(r *http.Request, _ int) fault { return fault{stuck: kind(r) == "GET list"} })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*brief)
+	defer cancel()
+	if err := s.PruneLogs(ctx, time.Now()); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("PruneLogs = %v, want ErrUnavailable", err)
+	}
+}
+
+// Records are read side by side, so many and no more.
+func TestMetasSideBySide(t *testing.T) {
+	t.Parallel()
+	const slots, most = 100, 16
+	server := s3test.Start(t)
+	p := newProxy(t, server)
+	o := options(t, server)
+	o.Endpoint = p.endpoint
+	s := open(t, o)
+	for i := range slots {
+		if _, err := put(t.Context(), s, meta(fmt.Sprint("v", i), build.NewID(), 1), []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var now, peak atomic.Int64
+	p.set(func(r *http.Request, _ int) fault {
+		if kind(r) != "GET meta" {
+			return fault{}
+		}
+		return fault{before: func() {
+			peak.Store(max(peak.Load(), now.Add(1)))
+			time.Sleep(20 * time.Millisecond)
+			now.Add(-1)
+		}}
+	})
+	last, seen := "", 0
+	for m, err := range s.Metas(t.Context()) {
+		if slot := m.Key.Slot(); err != nil || slot <= last {
+			t.Fatalf("slot %s comes after %s: %v", slot, last, err)
+		} else {
+			last = slot
+		}
+		seen++
+	}
+	if got := peak.Load(); seen != slots || got < 2 || got > most {
+		t.Errorf("%d slots, %d at once, want %d, 2 to %d", seen, got, slots, most)
 	}
 }

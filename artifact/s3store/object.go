@@ -140,7 +140,8 @@ func (o *object) readOnce(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	stalled := time.AfterFunc(o.b.attempt, func() { o.cancel(errStalled) })
+	cancel := o.cancel // of this body, also where it comes late
+	stalled := time.AfterFunc(o.b.attempt, func() { cancel(errStalled) })
 	n, err := o.body.Read(p)
 	stalled.Stop()
 	if n == 0 && err == nil {

@@ -35,6 +35,7 @@ type fault struct {
 	cut     bool             // it breaks in the middle of the answer's body
 	damaged bool             // a byte of the request's body arrives as another
 	hang    bool             // no answer ever comes, and the server knows nothing of it
+	stuck   bool             // half of the answer's body comes, and then nothing more
 	before  func()           // is called first
 }
 
@@ -90,7 +91,7 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, f fault, forward h
 	case f.lost:
 		forward.ServeHTTP(httptest.NewRecorder(), r)
 		reset(w)
-	case f.cut:
+	case f.cut, f.stuck:
 		answer := httptest.NewRecorder()
 		forward.ServeHTTP(answer, r)
 		for k, v := range answer.Header() {
@@ -98,6 +99,10 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, f fault, forward h
 		}
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(answer.Body.Bytes()[:answer.Body.Len()/2])
+		if f.stuck {
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
 		reset(w)
 	case f.hang:
 		_, _ = io.Copy(io.Discard, r.Body)

@@ -73,7 +73,7 @@ func newStore(o Options) *Store {
 		write:     budget{total: patience, attempt: patience, loud: true},
 		small:     budget{total: patience, attempt: smallRequest, loud: true},
 		read:      budget{total: min(patience, readPatience), attempt: smallRead},
-		stream:    budget{total: min(patience, streamPatience), attempt: readPatience},
+		stream:    budget{total: min(patience, streamPatience), attempt: min(patience, readPatience)},
 	}
 	if s.prefix != "" {
 		s.prefix += "/"
