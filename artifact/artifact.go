@@ -19,9 +19,9 @@ var (
 
 	// ErrNotFound is what a store returns for what it does not hold.
 	ErrNotFound = errors.New("artifact not found")
-	// ErrCorrupt comes with ErrNotFound when the store holds something else
-	// than it recorded; the next Put of that slot mends it.
-	ErrCorrupt = errors.New("stored artifact is corrupt")
+	// ErrCorrupt is an ErrNotFound: the store holds something else than it
+	// recorded; the next Put of that slot mends it.
+	ErrCorrupt error = corruptError{}
 	// ErrUnavailable is for a store that cannot do its work just now, through
 	// no fault of who asked: its disk is full or broken, its server is away.
 	// Nothing was decided, and trying again later is safe.
@@ -30,6 +30,11 @@ var (
 	// when a later attempt of the same build has stored already.
 	ErrSuperseded = errors.New("a later attempt of this build has stored its result")
 )
+
+type corruptError struct{}
+
+func (corruptError) Error() string { return "stored artifact is corrupt" }
+func (corruptError) Unwrap() error { return ErrNotFound }
 
 // Limits that are in force where the caller gives zero.
 const (

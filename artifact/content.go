@@ -56,6 +56,17 @@ func Receive(ctx context.Context, w io.Writer, m Meta, o PutOptions, write func(
 	return m, nil
 }
 
+// ReceiveLog passes the first size bytes of r on to w, until ctx ends. It is how
+// every store takes a log in; what goes wrong is ErrUnavailable where it is the
+// disk's fault.
+func ReceiveLog(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) error {
+	n, err := io.Copy(w, contextReader{ctx, io.NewSectionReader(r, 0, size)})
+	if err == nil && n != size {
+		err = fmt.Errorf("it has %d bytes instead of %d: %w", n, size, io.ErrUnexpectedEOF)
+	}
+	return Unavailable(err)
+}
+
 // VerifyContent reads r to its end. It is ErrCorrupt if that is not the archive
 // of m.
 func VerifyContent(ctx context.Context, r io.Reader, m Meta) error {
@@ -111,4 +122,17 @@ func (w *limitedWriter) Write(p []byte) (int, error) {
 	w.size += int64(n)
 	w.err = err
 	return n, err
+}
+
+// A contextReader reads until ctx ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
 }

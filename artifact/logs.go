@@ -49,11 +49,7 @@ func (s *Store) putLog(ctx context.Context, id build.ID, attempt int, r io.Reade
 	if err := json.NewEncoder(f).Encode(logHead{recordVersion, attempt}); err != nil {
 		return err
 	}
-	n, err := io.Copy(f, contextReader{ctx, io.NewSectionReader(r, 0, size)})
-	if err == nil && n != size {
-		err = fmt.Errorf("it has %d bytes instead of %d: %w", n, size, io.ErrUnexpectedEOF)
-	}
-	if err != nil {
+	if err := ReceiveLog(ctx, f, r, size); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

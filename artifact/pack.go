@@ -76,16 +76,3 @@ func packFile(ctx context.Context, t *tar.Writer, tree *os.Root, file File, mtim
 	}
 	return err
 }
-
-// A contextReader reads until ctx ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r contextReader) Read(p []byte) (int, error) {
-	if err := context.Cause(r.ctx); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
-}

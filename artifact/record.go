@@ -93,7 +93,7 @@ func (r record) of(slot string) (Meta, error) {
 }
 
 func corrupt(format string, args ...any) error {
-	return fmt.Errorf("%w: %w: %s", ErrNotFound, ErrCorrupt, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
 // IsDigest reports whether s is 64 lower-case hex digits, which also makes it

@@ -103,7 +103,7 @@ func readBounded(name string) ([]byte, error) {
 }
 
 // Lookup returns what the slot, a [build.Key.Slot], holds. The error wraps
-// ErrNotFound if that is nothing, and ErrCorrupt as well if what is there
+// ErrNotFound if that is nothing, and also ErrCorrupt if what is there
 // cannot be served. It does not read the archive: only its size is checked.
 func (s *Store) Lookup(ctx context.Context, slot string) (Meta, error) {
 	if !IsDigest(slot) {
@@ -206,8 +206,8 @@ func (s *Store) open(m Meta) (*os.File, error) {
 }
 
 // Verify reads the whole archive of a Meta that Lookup or Metas returned. The
-// error is ErrCorrupt, with ErrNotFound, if it is not what was stored, and
-// ErrNotFound alone if it has been replaced or evicted since.
+// error is ErrCorrupt if it is not what was stored, and ErrNotFound alone if it has
+// been replaced or evicted since.
 func (s *Store) Verify(ctx context.Context, m Meta) error {
 	f, err := s.open(m)
 	if err != nil {

@@ -106,11 +106,15 @@ func (r *run) drain(f io.ReadCloser) string {
 	return string(b)
 }
 
-// missing checks that err is ErrNotFound, with ErrCorrupt or without it.
+// missing checks that err is ErrNotFound, and whether it is ErrCorrupt, whose text
+// does not say that there is nothing.
 func (r *run) missing(what string, err error, corrupt bool) {
 	r.Helper()
 	if !errors.Is(err, artifact.ErrNotFound) || errors.Is(err, artifact.ErrCorrupt) != corrupt || errors.Is(err, artifact.ErrUnavailable) {
 		r.Errorf("%s = %v, want ErrNotFound, with ErrCorrupt: %v", what, err, corrupt)
+	}
+	if corrupt && strings.Contains(err.Error(), artifact.ErrNotFound.Error()) {
+		r.Errorf("%s says two things at once: %v", what, err)
 	}
 }
 

@@ -30,12 +30,8 @@ func (s *Store) PutLog(ctx context.Context, id build.ID, attempt int, r io.Reade
 	}
 	what := "store the log of build " + string(id)
 	sum := sha256.New()
-	n, err := io.Copy(sum, contextReader{ctx, io.NewSectionReader(r, 0, size)})
-	if err == nil && n != size {
-		err = fmt.Errorf("it has %d bytes instead of %d: %w", n, size, io.ErrUnexpectedEOF)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, artifact.Unavailable(err))
+	if err := artifact.ReceiveLog(ctx, sum, r, size); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	u := upload{
 		what: what, key: s.logKey(id), content: r, size: size, sha256: hex.EncodeToString(sum.Sum(nil)),
@@ -106,17 +102,4 @@ func (s *Store) PruneLogs(ctx context.Context, before time.Time) error {
 		}
 	}
 	return nil
-}
-
-// A contextReader reads until ctx ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r contextReader) Read(p []byte) (int, error) {
-	if err := context.Cause(r.ctx); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
 }

@@ -18,7 +18,7 @@ import (
 // Open opens the archive of a Meta that Lookup or Put returned; the caller
 // closes it. It is read as far as it is asked for, until ctx ends, and goes on
 // where a connection broke. What is not there any more is artifact.ErrNotFound,
-// with artifact.ErrCorrupt if its slot still names it or if it is something else.
+// or artifact.ErrCorrupt if its slot still names it or if it is something else.
 func (s *Store) Open(ctx context.Context, m artifact.Meta) (io.ReadSeekCloser, error) {
 	o, err := s.open(ctx, m, s.read, s.stream)
 	if err != nil {
@@ -35,7 +35,7 @@ func (s *Store) open(ctx context.Context, m artifact.Meta, head, body budget) (*
 	o, info, err := s.openObject(ctx, "open an archive", s.blobKey(sum), head, body)
 	if errors.Is(err, artifact.ErrNotFound) {
 		if now, recordErr := s.record(ctx, m.Key.Slot()); recordErr == nil && now.Artifact.SHA256 == sum {
-			return nil, fmt.Errorf("%w: %w: archive %s is missing", artifact.ErrNotFound, artifact.ErrCorrupt, sum)
+			return nil, fmt.Errorf("%w: archive %s is missing", artifact.ErrCorrupt, sum)
 		}
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func (s *Store) open(ctx context.Context, m artifact.Meta, head, body budget) (*
 	}
 	o.etag = "" // the name says what it is: if it is replaced, then by the same
 	if recorded := metadata(info, sumMetadata); o.size != m.Artifact.Size || recorded != "" && recorded != sum {
-		return nil, fmt.Errorf("%w: %w: archive %s has %d bytes instead of %d", artifact.ErrNotFound, artifact.ErrCorrupt, sum, o.size, m.Artifact.Size)
+		return nil, fmt.Errorf("%w: archive %s has %d bytes instead of %d", artifact.ErrCorrupt, sum, o.size, m.Artifact.Size)
 	}
 	return o, nil
 }
