@@ -229,11 +229,11 @@ func TestStrangeStream(t *testing.T) {
 	t.Parallel()
 	js := embedded(t)
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
-		Name: "strange", Subjects: []string{"strange.*"}, Storage: jetstream.MemoryStorage, MaxAge: time.Hour, MaxBytes: 1 << 20, AllowDirect: true,
+		Name: "strange", Subjects: []string{"strange.*"}, Storage: jetstream.MemoryStorage, MaxAge: time.Hour, MaxBytes: 1 << 20, MaxMsgSize: 100, AllowDirect: true,
 	})
 	must(t, err)
 	m := newMachine(t, js, newArchive(), func(o *buildlog.SharedOptions) { o.Stream = "strange" })
-	for _, want := range []string{"in memory", "forgets logs after 1h0m0s", "beginnings", "rollups", "direct reads"} {
+	for _, want := range []string{"in memory", "forgets logs after 1h0m0s", "beginnings", "rollups", "direct reads", "messages of 100 bytes"} {
 		if !strings.Contains(m.said.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, m.said)
 		}
@@ -285,5 +285,35 @@ func TestSharedPrune(t *testing.T) {
 	n, err := s.Prune(t.Context(), now)
 	if n != 1 || err != nil || !a.pruned.Equal(now.Add(-time.Hour)) {
 		t.Errorf("Prune = %d, %v, before %s", n, err, a.pruned)
+	}
+}
+
+// A stream that somebody made takes small messages only, and smaller ones later:
+// a log is shipped in as many as it takes.
+func TestSmallMessages(t *testing.T) {
+	t.Parallel()
+	js, a := embedded(t), newArchive()
+	c := jetstream.StreamConfig{Name: "logs", Subjects: []string{"logs.*"}, Discard: jetstream.DiscardNew, AllowRollup: true, MaxMsgSize: 5000}
+	_, err := js.CreateStream(t.Context(), c)
+	must(t, err)
+	worker, api := newMachine(t, js, a), newMachine(t, js, a)
+	b, done := attempt(build.NewID(), 1), make(chan struct{})
+	f := api.follow(t, b.ID, 0, done)
+	w := worker.create(t, b)
+	say(w, "%s", strings.Repeat("long ", 10_000))
+	say(w, "first")
+	f.sees(t, "first")
+	c.MaxMsgSize = 1100
+	_, err = js.UpdateStream(t.Context(), c)
+	must(t, err)
+	say(w, "%s", strings.Repeat("long ", 10_000))
+	say(w, "second")
+	f.sees(t, "second")
+	text := f.String()
+	worker.end(t, w, b)
+	close(done)
+	f.is(t, text)
+	if got := api.read(t, b.ID, 0); got != text {
+		t.Error(first(got, text))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,7 +23,10 @@ const (
 	maxBatch = 256 << 10
 
 	// headerRoom is what the headers of a message may take beside the batch.
-	headerRoom = 4 << 10
+	headerRoom = 512
+
+	// leastMessage is how much must fit into a message with its headers.
+	leastMessage = 2 * headerRoom
 
 	// liveAge is how long the stream keeps what nobody dropped.
 	liveAge = 7 * 24 * time.Hour
@@ -82,19 +86,22 @@ type live struct {
 	bytes    int64 // that it may take
 	log      *slog.Logger
 
-	mu     sync.Mutex
-	stream jetstream.Stream // nil until first use
+	mu      sync.Mutex
+	stream  jetstream.Stream // nil until first use
+	longest atomic.Int32     // message that the stream takes; 0: not known, or any
 }
 
 func (l *live) subject(id build.ID) string { return l.name + "." + string(id) }
 
 // batch is how many bytes of a log fit into a message.
 func (l *live) batch() int {
-	room := l.js.Conn().MaxPayload() - headerRoom // 0 before the first connection
-	if room <= 0 {
-		return maxBatch
+	room := int64(maxBatch)
+	for _, longest := range []int64{l.js.Conn().MaxPayload(), int64(l.longest.Load())} { // 0 before the first connection
+		if longest > 0 {
+			room = min(room, max(longest, leastMessage)-headerRoom)
+		}
 	}
-	return int(min(room, maxBatch))
+	return int(room)
 }
 
 // open returns the stream, which is made if it is not there.
@@ -118,6 +125,7 @@ func (l *live) open(ctx context.Context) (jetstream.Stream, error) {
 		l.log.Warn("the stream of logs is not as cargo makes it", "stream", l.name, "problem", unsafe)
 	}
 	l.stream = s
+	l.longest.Store(max(s.CachedInfo().Config.MaxMsgSize, 0))
 	return s, nil
 }
 
@@ -184,6 +192,9 @@ func (l *live) unsafe(c jetstream.StreamConfig) []string {
 	}
 	if !c.AllowRollup || c.DenyPurge {
 		problems = append(problems, "it does not allow rollups: logs that have ended stay in it until they are too old")
+	}
+	if c.MaxMsgSize > 0 && c.MaxMsgSize < leastMessage {
+		problems = append(problems, fmt.Sprintf("it takes messages of %d bytes at most, and a log's have up to %d: no log gets into it", c.MaxMsgSize, leastMessage))
 	}
 	if c.AllowDirect {
 		problems = append(problems, "it allows direct reads, which may lag behind")
@@ -274,6 +285,8 @@ func (l *live) put(ctx context.Context, id build.ID, after uint64, m message) (s
 		switch e.ErrorCode {
 		case jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant:
 			return 0, errConflict
+		case errCodeTooLong:
+			l.forget() // it takes less than when it was opened
 		case errCodeStoreFailed:
 			if e.Description == errMaxBytes {
 				return 0, errFull
@@ -283,8 +296,9 @@ func (l *live) put(ctx context.Context, id build.ID, after uint64, m message) (s
 	return 0, l.failed("write a log", err)
 }
 
-// How a server says that a stream has reached its limit; the client has no names for it.
+// How a server says that a stream has reached a limit; the client has no names for it.
 const (
+	errCodeTooLong     jetstream.ErrorCode = 10054
 	errCodeStoreFailed jetstream.ErrorCode = 10077
 	errMaxBytes                            = "maximum bytes exceeded"
 )
