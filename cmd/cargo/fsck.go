@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
@@ -21,7 +22,7 @@ func fsckCommand(stderr io.Writer) *cli.Command {
 		Name:         "fsck",
 		Usage:        "check the records of builds against the artifacts, and read each of those",
 		OnUsageError: onUsageError,
-		Flags: append(only(append(queueFlags(), "storage", "storage-dir")...),
+		Flags: append(only(append(queueFlags(), "storage", "storage-dir", "record-retention")...),
 			&cli.BoolFlag{Name: "rebuild-records", Usage: "make the records of artifacts that have none"}),
 		Action: func(c *cli.Context) error {
 			cfg, err := parseConfig(c)
@@ -37,7 +38,10 @@ func fsckCommand(stderr io.Writer) *cli.Command {
 			if err != nil {
 				return err
 			}
-			f := &fsck{queue: q, artifacts: artifacts, out: c.App.Writer, rebuild: c.Bool("rebuild-records"), slots: map[string]artifact.Meta{}}
+			f := &fsck{
+				queue: q, artifacts: artifacts, out: c.App.Writer, rebuild: c.Bool("rebuild-records"), retention: cfg.quotas.records,
+				slots: map[string]artifact.Meta{},
+			}
 			return errors.Join(f.run(c.Context), q.Close())
 		},
 	}
@@ -49,13 +53,15 @@ type fsck struct {
 	queue     *queue.Queue
 	artifacts store
 	out       io.Writer
-	rebuild   bool // records
+	rebuild   bool          // records
+	retention time.Duration // of records
 
 	slots map[string]artifact.Meta // what the store holds, whole or not
 
 	records, read                                      int
 	bytes                                              int64
 	damaged, different, gone, unrecorded, made, broken int
+	old                                                int // have outlived their records
 }
 
 func (f *fsck) run(ctx context.Context) error {
@@ -73,8 +79,8 @@ func (f *fsck) run(ctx context.Context) error {
 			}
 		}
 	}
-	fmt.Fprintf(f.out, "%d records, %d artifacts, %s read: %d damaged, %d not what the record says, %d without a record (%d made), %d unreadable; %d records whose artifact is gone\n",
-		f.records, f.read, units.BytesSize(float64(f.bytes)), f.damaged, f.different, f.unrecorded, f.made, f.broken, f.gone)
+	fmt.Fprintf(f.out, "%d records, %d artifacts, %s read: %d damaged, %d not what the record says, %d without a record (%d made), %d unreadable; %d records whose artifact is gone, %s older than --record-retention\n",
+		f.records, f.read, units.BytesSize(float64(f.bytes)), f.damaged, f.different, f.unrecorded, f.made, f.broken, f.gone, count(f.old, "artifact"))
 	if bad := f.damaged + f.different + f.broken + f.unrecorded - f.made; bad > 0 {
 		return fmt.Errorf("%s wrong; what is damaged or unreadable is built again by POST with rebuild=1, missing records come back with --rebuild-records", count(bad, "thing"))
 	}
@@ -87,8 +93,8 @@ func (f *fsck) readArtifacts(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if errors.Is(err, artifact.ErrUnavailable) {
-			return err
+		if err != nil && !errors.Is(err, artifact.ErrCorrupt) {
+			return err // and the last: there may be more
 		}
 		if err != nil {
 			f.broken++
@@ -100,7 +106,10 @@ func (f *fsck) readArtifacts(ctx context.Context) error {
 		f.read++
 		f.bytes += m.Artifact.Size
 		err = f.artifacts.Verify(ctx, m)
-		if errors.Is(err, artifact.ErrUnavailable) || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, artifact.ErrUnavailable) {
 			return err
 		}
 		if err == nil {
@@ -127,7 +136,9 @@ func (f *fsck) readRecords(ctx context.Context) (recorded map[build.ID]bool, err
 		}
 		for _, b := range page {
 			recorded[b.ID] = true
-			f.record(ctx, b)
+			if err := f.record(ctx, b); err != nil {
+				return nil, err
+			}
 		}
 		if len(page) == 0 {
 			break
@@ -137,23 +148,28 @@ func (f *fsck) readRecords(ctx context.Context) (recorded map[build.ID]bool, err
 	return recorded, nil
 }
 
-func (f *fsck) record(ctx context.Context, b build.Build) {
+func (f *fsck) record(ctx context.Context, b build.Build) error {
 	f.records++
 	if b.State != build.Succeeded || b.Artifact == nil {
-		return
+		return nil
 	}
 	m, ok := f.slots[b.Slot()]
 	if !ok {
 		var err error
-		if m, err = f.artifacts.Lookup(ctx, b.Slot()); err != nil { // stored since
+		m, err = f.artifacts.Lookup(ctx, b.Slot()) // stored since
+		if errors.Is(err, artifact.ErrNotFound) {
 			f.gone++
-			return
+			return nil
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if m.BuildID == b.ID && m.Artifact != *b.Artifact {
 		f.different++
 		fmt.Fprintf(f.out, "different: build %s of %s recorded SHA-256 %s, the store has %s\n", b.ID, title(b.Key), b.Artifact.SHA256, m.Artifact.SHA256)
 	}
+	return nil
 }
 
 // unknown is about an artifact whose build has no record.
@@ -164,6 +180,10 @@ func (f *fsck) unknown(ctx context.Context, m artifact.Meta) error {
 	}
 	if !errors.Is(err, queue.ErrNotFound) {
 		return err
+	}
+	if !f.rebuild && time.Since(m.CreatedAt) > f.retention {
+		f.old++
+		return nil
 	}
 	f.unrecorded++
 	if !f.rebuild {
