@@ -62,6 +62,8 @@ type fsck struct {
 	bytes                                              int64
 	damaged, different, gone, unrecorded, made, broken int
 	old                                                int // have outlived their records
+	unused                                             int // archives that no artifact is
+	unusedBytes                                        int64
 }
 
 func (f *fsck) run(ctx context.Context) error {
@@ -79,8 +81,16 @@ func (f *fsck) run(ctx context.Context) error {
 			}
 		}
 	}
-	fmt.Fprintf(f.out, "%d records, %d artifacts, %s read: %d damaged, %d not what the record says, %d without a record (%d made), %d unreadable; %d records whose artifact is gone, %s older than --record-retention\n",
-		f.records, f.read, units.BytesSize(float64(f.bytes)), f.damaged, f.different, f.unrecorded, f.made, f.broken, f.gone, count(f.old, "artifact"))
+	for a, err := range f.artifacts.Unused(ctx) {
+		if err != nil {
+			return err
+		}
+		f.unused++
+		f.unusedBytes += a.Size
+	}
+	fmt.Fprintf(f.out, "%d records, %d artifacts, %s read: %d damaged, %d not what the record says, %d without a record (%d made), %d unreadable; %d records whose artifact is gone, %s older than --record-retention, %s (%s) of no artifact\n",
+		f.records, f.read, units.BytesSize(float64(f.bytes)), f.damaged, f.different, f.unrecorded, f.made, f.broken, f.gone, count(f.old, "artifact"),
+		count(f.unused, "archive"), units.BytesSize(float64(f.unusedBytes)))
 	if bad := f.damaged + f.different + f.broken + f.unrecorded - f.made; bad > 0 {
 		return fmt.Errorf("%s wrong; what is damaged or unreadable is built again by POST with rebuild=1, missing records come back with --rebuild-records", count(bad, "thing"))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,14 +46,15 @@ func (s brittleStore) Lookup(ctx context.Context, slot string) (artifact.Meta, e
 }
 
 // fsckRig is a queue with one record, whose artifact is gone, and a store with
-// artifacts that were made then.
+// artifacts that were made then and an archive of none.
 func fsckRig(t *testing.T, made ...time.Time) (*queue.Queue, *artifact.Store) {
 	t.Helper()
 	q, err := queue.Open(t.Context(), queue.Options{Dir: filepath.Join(t.TempDir(), "queue"), Worker: "w"})
 	must(t, err)
 	t.Cleanup(func() { must(t, q.Close()) })
 	must(t, q.Restore(t.Context(), build.Build{ID: build.NewID(), Key: fsckKey("gone"), State: build.Succeeded, Artifact: &build.Artifact{}}))
-	s, err := artifact.Open(t.TempDir(), artifact.Options{})
+	dir := t.TempDir()
+	s, err := artifact.Open(dir, artifact.Options{})
 	must(t, err)
 	for i, at := range made {
 		m := artifact.Meta{Key: fsckKey(fmt.Sprint("v", i)), BuildID: build.NewID(), CreatedAt: at}
@@ -62,6 +64,7 @@ func fsckRig(t *testing.T, made ...time.Time) (*queue.Queue, *artifact.Store) {
 		})
 		must(t, err)
 	}
+	must(t, os.WriteFile(filepath.Join(dir, "blobs", strings.Repeat("0", 64)), []byte("left behind"), 0o600))
 	return q, s
 }
 
@@ -99,7 +102,7 @@ func TestFsckKnowsOldArtifacts(t *testing.T) {
 	if out, err := check(false); err == nil || !strings.Contains(out, ", 1 without a record") || !strings.Contains(out, "1 artifact older than --record-retention") {
 		t.Errorf("fsck = %v\n%s", err, out)
 	}
-	if out, err := check(true); err != nil || strings.Count(out, "record made: ") != 2 {
+	if out, err := check(true); err != nil || strings.Count(out, "record made: ") != 2 || !strings.Contains(out, "1 archive (11B) of no artifact") {
 		t.Errorf("rebuild = %v\n%s", err, out)
 	}
 }

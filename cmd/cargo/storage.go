@@ -13,6 +13,7 @@ import (
 
 	"github.com/monochromegane/cargo/artifact"
 	"github.com/monochromegane/cargo/artifact/s3store"
+	"github.com/monochromegane/cargo/build"
 	"github.com/monochromegane/cargo/buildlog"
 	"github.com/monochromegane/cargo/httpserver"
 	"github.com/monochromegane/cargo/worker"
@@ -64,6 +65,7 @@ type store interface {
 	httpserver.Artifacts
 	buildlog.Archive
 	Metas(ctx context.Context) iter.Seq2[artifact.Meta, error]
+	Unused(ctx context.Context) iter.Seq2[build.Artifact, error]
 	Verify(ctx context.Context, m artifact.Meta) error
 	Bytes() int64
 }
