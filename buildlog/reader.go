@@ -56,7 +56,9 @@ func newReader(l *live, id build.ID, offset int64, pass func(lines []byte, next 
 	return r
 }
 
-// catchUp takes all messages up to seq.
+// catchUp takes all messages up to seq. errDropped if the log was dropped there
+// or later; where it was dropped before, the build was queued again, and what
+// follows is all of its log.
 func (r *reader) catchUp(ctx context.Context, seq uint64) error {
 	if r.offset > 0 && r.seq == 0 {
 		if err := r.skip(ctx, seq); err != nil {
@@ -75,6 +77,9 @@ func (r *reader) catchUp(ctx context.Context, seq uint64) error {
 		}
 		if err == nil {
 			err = r.take(m)
+		}
+		if errors.Is(err, errDropped) && r.seq < seq {
+			continue
 		}
 		if err != nil {
 			return err

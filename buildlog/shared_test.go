@@ -454,6 +454,30 @@ func TestQueuedAgain(t *testing.T) {
 	}
 }
 
+// What is queued again after its end may lose its workers again: the message
+// that the log had once left the stream is not in anybody's way.
+func TestQueuedAgainAndLost(t *testing.T) {
+	t.Parallel()
+	js, a := embedded(t), newArchive()
+	m, other, api := newMachine(t, js, a), newMachine(t, js, a), newMachine(t, js, a)
+	id := build.NewID()
+	w := m.create(t, attempt(id, 1))
+	say(w, "one")
+	m.end(t, w, attempt(id, 1))
+
+	say(m.create(t, attempt(id, 2)), "two")
+	api.shows(t, id, "two")
+	say(other.create(t, attempt(id, 3)), "three")
+	api.shows(t, id, "three")
+	must(t, api.Settle(t.Context(), attempt(id, 3)))
+	if d := cmp.Diff([]string{"one", "two", "three"}, messages(t, a.log(id).text)); d != "" {
+		t.Errorf("archived (-want +got):\n%s", d)
+	}
+	if n := messagesIn(t, js, id); n != 1 {
+		t.Errorf("a settled log has %d messages", n)
+	}
+}
+
 // Logs of the time before they were shared stay readable.
 func TestFormerLogs(t *testing.T) {
 	t.Parallel()
