@@ -257,8 +257,8 @@ func TestAttemptOnAnotherMachine(t *testing.T) {
 			if got := a.log(id); got.text != text || got.attempt != 2 {
 				t.Errorf("archived is %q of attempt %d", got.text, got.attempt)
 			}
-			if n := strings.Count(lost.said.String(), "shipped no longer"); n != 1 {
-				t.Errorf("it says %d times that it is superseded", n)
+			if n := strings.Count(lost.said.String(), "shipped no longer"); n != 1 || strings.Contains(lost.said.String(), "level=ERROR") {
+				t.Errorf("it says %d times that it is superseded, which is nobody's to mend:\n%s", n, lost.said)
 			}
 		})
 	}

@@ -84,6 +84,9 @@ func (p *shipper) run(ctx context.Context) {
 			if !rest(ctx, pause) {
 				return
 			}
+		case errors.Is(err, ErrSuperseded):
+			p.log.Info("a build's log is shipped no longer", "build", p.id, "attempt", p.attempt, "err", err)
+			return
 		default:
 			p.log.Error("a build's log is shipped no longer", "build", p.id, "attempt", p.attempt, "err", err)
 			return
