@@ -129,6 +129,7 @@ func (r *rooms) openQueue(ctx context.Context, s secret) error {
 	if errors.Is(err, queue.ErrSecret) {
 		if s.made { // a moment ago, in vain
 			_ = os.Remove(r.cfg.secretFile)
+			err = fmt.Errorf("there is no such file, and a new secret is of no use: %w", err)
 		}
 		return usageError{fmt.Errorf("--secret-file %s: %w", r.cfg.secretFile, err)}
 	}

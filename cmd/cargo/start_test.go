@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -41,4 +44,47 @@ func TestStartWithoutNeighbours(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whoever has another secret than those who came before is told so, and also
+// where there was none at the path that was named.
+func TestAnotherSecret(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	address := natsAlone(t, dir, "nats", "")
+	path := func(name string) string { return filepath.Join(dir, name) }
+	writeSecret(t, path("ours"), strings.Repeat("5e", secretBytes))
+	writeSecret(t, path("other"), strings.Repeat("07", secretBytes))
+	serve := func(ctx context.Context, secret string, said io.Writer) int {
+		return run(ctx, []string{"cargo", "serve", "--listen", "127.0.0.1:0", "--concurrency", "0", "--queue", address, "--queue-replicas", "1",
+			"--data-dir", t.TempDir(), "--secret-file", path(secret)}, said, said)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	if code := serve(ctx, "ours", onWord{"msg=ready", stop}); code != exitOK {
+		t.Fatalf("exit status %d of the first", code)
+	}
+	for secret, want := range map[string]string{"other": "another secret is in use", "none": "there is no such file"} {
+		var said bytes.Buffer
+		code := serve(t.Context(), secret, &said)
+		if code != exitUsage || !strings.Contains(said.String(), "cargo: --secret-file "+path(secret)) || !strings.Contains(said.String(), want) {
+			t.Errorf("%s: exit status %d, want %d and %q:\n%s", secret, code, exitUsage, want, said.String())
+		}
+	}
+	if _, err := os.Stat(path("none")); err == nil {
+		t.Error("a secret that is of no use is kept")
+	}
+}
+
+// onWord calls then whenever word is written to it.
+type onWord struct {
+	word string
+	then func()
+}
+
+func (o onWord) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(o.word)) {
+		o.then()
+	}
+	return len(p), nil
 }
