@@ -310,3 +310,6 @@ func (q *Queue) Depth() int { return q.view.count(build.Queued) }
 
 // Running is the number of running builds, from memory.
 func (q *Queue) Running() int { return q.view.count(build.Running) }
+
+// Holders names the worker of each running build, from memory.
+func (q *Queue) Holders() map[build.ID]string { return q.view.holders() }

@@ -259,6 +259,19 @@ func (v *view) unreserve(id build.ID) {
 	}
 }
 
+// holders names who has the claim of each running build.
+func (v *view) holders() map[build.ID]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	held := make(map[build.ID]string, v.counts[build.Running])
+	for id, e := range v.byID {
+		if e.rec.Build.State == build.Running {
+			held[id] = e.rec.Worker
+		}
+	}
+	return held
+}
+
 // hold ends what next began: c is the claim, or nil if it came to nothing.
 func (v *view) hold(id build.ID, c *Claim) {
 	v.mu.Lock()

@@ -108,11 +108,16 @@ func openQueue(ctx context.Context, cfg config, fresh bool, log *slog.Logger) (*
 
 // A status is what cargo queue status prints.
 type status struct {
-	Queued  int           `json:"queued"`
-	Running int           `json:"running"`
-	Unsafe  []string      `json:"unsafe,omitempty"` // in words
-	Workers []crewMember  `json:"workers"`
-	Builds  []build.Build `json:"builds"` // that run
+	Queued  int          `json:"queued"`
+	Running int          `json:"running"`
+	Unsafe  []string     `json:"unsafe,omitempty"` // in words
+	Workers []crewMember `json:"workers"`
+	Builds  []heldBuild  `json:"builds"` // that run
+}
+
+type heldBuild struct {
+	build.Build
+	Worker string `json:"worker"`
 }
 
 type crewMember struct {
@@ -133,7 +138,7 @@ func queueStatus(c *cli.Context, q *queue.Queue, cfg config) error {
 	if err != nil {
 		return err
 	}
-	s := status{Queued: q.Depth(), Running: q.Running(), Unsafe: q.Warnings(), Workers: []crewMember{}, Builds: []build.Build{}}
+	s := status{Queued: q.Depth(), Running: q.Running(), Unsafe: q.Warnings(), Workers: []crewMember{}, Builds: []heldBuild{}}
 	for _, w := range workers {
 		s.Workers = append(s.Workers, crewMember{
 			Name: w.Name, State: stateOf(w, cfg.lease), Labels: w.Labels, Executor: w.Executor, Running: w.Running, Concurrency: w.Concurrency,
@@ -144,7 +149,10 @@ func queueStatus(c *cli.Context, q *queue.Queue, cfg config) error {
 	if err != nil {
 		return err
 	}
-	s.Builds = append(s.Builds, running...)
+	holders := q.Holders()
+	for _, b := range running {
+		s.Builds = append(s.Builds, heldBuild{b, holders[b.ID]})
+	}
 	if c.Bool("json") {
 		return json.NewEncoder(c.App.Writer).Encode(s)
 	}
@@ -169,10 +177,10 @@ func (s status) write(out io.Writer) error {
 			strings.Join(labels, ","), m.Version, m.Started.UTC().Format(time.DateTime), time.Duration(m.Silent*float64(time.Second)).Round(time.Second))
 	}
 	if len(s.Builds) > 0 {
-		fmt.Fprintln(w, "\nBUILD\tREPOSITORY\tFOR\tVERSION\tATTEMPT\tSTARTED")
+		fmt.Fprintln(w, "\nBUILD\tREPOSITORY\tFOR\tVERSION\tATTEMPT\tSTARTED\tWORKER")
 	}
 	for _, b := range s.Builds {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", b.ID, b.Repository, b.Platform(), b.Version, b.Attempt, b.StartedAt.UTC().Format(time.DateTime))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", b.ID, b.Repository, b.Platform(), b.Version, b.Attempt, b.StartedAt.UTC().Format(time.DateTime), b.Worker)
 	}
 	return w.Flush()
 }
