@@ -88,3 +88,14 @@ func rest(ctx context.Context, d time.Duration) error {
 		return context.Cause(ctx)
 	}
 }
+
+// explain is ErrClosed or ErrBroken in place of what the store says then.
+func (q *Queue) explain(err error) error {
+	if q.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if broken := q.store.broken(); broken != nil {
+		return broken
+	}
+	return err
+}
