@@ -203,17 +203,7 @@ func newQueue(ctx context.Context, o Options) (*Queue, error) {
 func (q *Queue) start(ctx context.Context) error {
 	q.created = q.store.records.CachedInfo().Created
 	q.view.heard.gap = 3 * q.period()
-	var w *watch
-	err := q.patiently(ctx, func() (err error) {
-		if w, err = q.newWatch(ctx); err != nil {
-			return err
-		}
-		if err = w.list(ctx); err != nil {
-			w.close()
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		return nil
-	})
+	w, err := q.firstWatch(ctx)
 	if err != nil {
 		return fmt.Errorf("read the live builds: %w", err)
 	}
@@ -235,6 +225,35 @@ func (q *Queue) start(ctx context.Context) error {
 	}
 	q.wg.Go(q.tend)
 	return nil
+}
+
+// firstWatch reads the live records. A guest is told soon that the queue does not
+// answer; a server waits, and says what for.
+func (q *Queue) firstWatch(ctx context.Context) (w *watch, err error) {
+	within := ctx
+	if q.store.guest {
+		var cancel context.CancelFunc
+		within, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	said := q.store.guest
+	err = q.patiently(within, func() (err error) {
+		if w, err = q.newWatch(ctx); err == nil {
+			if err = w.list(ctx); err != nil {
+				w.close()
+				err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+		}
+		if errors.Is(err, ErrUnavailable) && !said {
+			said = true
+			q.log.Warn("the live builds cannot be read; the start waits for the queue", "err", err)
+		}
+		return err
+	})
+	if errors.Is(err, ErrUnavailable) && q.store.cluster != nil {
+		err = fmt.Errorf("%w; see that most servers of the cluster run and reach each other", err)
+	}
+	return w, err
 }
 
 // Close ends the context of every claim with ErrClosed, waits for the queue's
