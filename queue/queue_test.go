@@ -434,7 +434,7 @@ func TestWorkerDiesThreeTimes(t *testing.T) {
 			t.Fatalf("Recover = %d, %v", n, err)
 		}
 	}
-	if got := get(t, q, b.ID); got.State != build.Failed || got.Reason != build.ReasonLost || got.Message == "" || got.FinishedAt.IsZero() {
+	if got := get(t, q, b.ID); got.State != build.Failed || got.Reason != build.ReasonLost || !strings.Contains(got.Message, "by POST") || got.FinishedAt.IsZero() {
 		t.Errorf("after three lost workers: %+v", got)
 	}
 	idle(t, q)

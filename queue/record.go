@@ -116,6 +116,6 @@ func (r *record) lose() {
 	r.Lost++
 	r.giveBack()
 	if r.Build.State == build.Queued && r.Lost >= maxLost {
-		r.end(build.Failed, build.ReasonLost, fmt.Sprintf("%d workers died while they built it", r.Lost))
+		r.end(build.Failed, build.ReasonLost, fmt.Sprintf("%d workers died while they built it; ask for it again by POST", r.Lost))
 	}
 }
