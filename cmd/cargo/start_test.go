@@ -29,7 +29,7 @@ func TestStartWithoutNeighbours(t *testing.T) {
 	}{
 		"NATS":        {[]string{"--concurrency", "0", "--queue", "nats://127.0.0.1:1"}, exitFailed, "127.0.0.1:1"},
 		"NATS's name": {[]string{"--concurrency", "0", "--queue", "nats://nats.invalid:4222"}, exitFailed, "nats.invalid"},
-		"S3":          {[]string{"--concurrency", "0", "--queue", "nats://127.0.0.1:1", "--storage", "s3://bucket?endpoint=http://127.0.0.1:1"}, exitFailed, "artifact store"},
+		"S3":          {[]string{"--concurrency", "0", "--queue", "nats://127.0.0.1:1", "--storage", "s3://bucket?endpoint=http://127.0.0.1:1"}, exitFailed, "see that the S3 server runs"},
 		"containerd":  {[]string{"--containerd-address", none}, exitFailed, "none.sock"},
 		"docker":      {[]string{"--executor", "docker", "--docker-host", "unix://" + none}, exitFailed, "none.sock"},
 		"a directory": {[]string{"--data-dir", taken}, exitFailed, "another process uses"},

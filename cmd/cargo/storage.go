@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -90,6 +91,9 @@ func openStore(ctx context.Context, cfg config, look bool, log *slog.Logger) (st
 	o := *cfg.storage.s3
 	o.Scratch, o.Keep, o.Log = filepath.Join(cfg.dataDir, "scratch"), look, log
 	s, err := s3store.Open(ctx, o)
+	if errors.Is(err, artifact.ErrUnavailable) {
+		return nil, fmt.Errorf("--storage: %w; see that the S3 server runs, and that endpoint= is its address", err)
+	}
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--storage: %w", err)}
 	}
