@@ -204,7 +204,11 @@ func queueDrain(c *cli.Context, q *queue.Queue, _ config) error {
 		if err := q.Drain(c.Context, name, !c.Bool("undo")); err != nil {
 			return err
 		}
-		fmt.Fprintln(c.App.Writer, name)
+		does := "ends its builds and takes no more"
+		if c.Bool("undo") {
+			does = "takes builds again"
+		}
+		fmt.Fprintln(c.App.Writer, name, does)
 	}
 	return nil
 }
