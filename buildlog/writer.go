@@ -21,8 +21,8 @@ const DefaultLimit = 64 << 20
 const maxHeld = 1 << 20
 
 // A Writer appends to the log of one build. Its methods are safe for
-// concurrent use. Nothing that is logged fails: after an error of the disk,
-// which Close returns, lines are dropped. So is output beyond the limit.
+// concurrent use. Nothing that is logged fails: lines that the disk does not take
+// are dropped, which a later one says, and Close. So is output beyond the limit.
 type Writer struct {
 	store *Store
 	tail  *tail
@@ -38,10 +38,9 @@ type Writer struct {
 	mute   bool   // the limit is reached
 	closed bool
 
-	file    *os.File
 	writing sync.Mutex // guards what follows; taken before mu
+	file    *logFile   // nil when it has been closed
 	spare   []byte
-	err     error
 
 	wake chan struct{} // held is no longer empty
 	stop chan struct{}
@@ -82,7 +81,7 @@ func (s *Store) newWriter(id build.ID, limit int64, prepare func() error) (*Writ
 	err := s.enter(w)
 	if err == nil {
 		if err = prepare(); err == nil {
-			w.file, w.size, err = s.create(id)
+			w.file, err = s.create(id)
 		}
 		if err != nil {
 			s.quit(w)
@@ -92,7 +91,7 @@ func (s *Store) newWriter(id build.ID, limit int64, prepare func() error) (*Writ
 		w.leave()
 		return nil, fmt.Errorf("create the log of build %s: %w", id, err)
 	}
-	if w.size > limit {
+	if w.size = w.file.whole; w.size > limit {
 		w.mute = true
 		close(w.full)
 	}
@@ -118,20 +117,20 @@ func (s *Store) quit(w *Writer) {
 	w.tail.writer = nil
 }
 
-func (s *Store) create(id build.ID) (_ *os.File, size int64, err error) {
+func (s *Store) create(id build.ID) (*logFile, error) {
 	path, err := s.path(id)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	size, err = wholeLines(f)
+	size, err := wholeLines(f)
 	if info, statErr := f.Stat(); err == nil && statErr == nil && info.Size() > size {
 		err = f.Truncate(size)
 	}
@@ -140,9 +139,9 @@ func (s *Store) create(id build.ID) (_ *os.File, size int64, err error) {
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, 0, err
+		return nil, err
 	}
-	return f, size, nil
+	return &logFile{file: f, id: id, whole: size}, nil
 }
 
 func syncDir(dir string) error {
@@ -262,12 +261,10 @@ func (w *Writer) write() {
 	w.held = w.spare[:0]
 	w.mu.Unlock()
 	w.spare = lines
-	if len(lines) == 0 || w.err != nil {
+	if len(lines) == 0 || w.file == nil {
 		return
 	}
-	if _, err := w.file.Write(lines); err != nil {
-		w.err = err
-	}
+	w.file.add(lines)
 	w.store.announce(w.tail)
 }
 
@@ -301,10 +298,7 @@ func (w *Writer) end() error {
 	w.leave()
 	w.writing.Lock()
 	defer w.writing.Unlock()
-	if w.err == nil {
-		w.err = w.file.Sync()
-	}
-	err := errors.Join(w.err, w.file.Close())
-	w.err = os.ErrClosed // for a follower that still asks for a write
+	err := w.file.close()
+	w.file = nil // for a follower that still asks for a write
 	return err
 }

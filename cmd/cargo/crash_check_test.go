@@ -80,6 +80,7 @@ type attemptLine struct {
 	Attempt int    `json:"attempt"`
 	Stream  string `json:"stream"`
 	State   string `json:"state"`
+	Lost    int    `json:"lost_lines"`
 }
 
 // checkLog checks that the log is whole, that its attempts came one after the
@@ -94,12 +95,16 @@ func (l *loop) checkLog(e entry, b build.Build) {
 	wrong := func(format string, args ...any) {
 		l.problem("the log of build %s: %s:\n%s", e.id, fmt.Sprintf(format, args...), a.body)
 	}
-	attempt, run, ended := 0, "", false
+	attempt, run, ended, gaps := 0, "", false, 0
 	for text := range bytes.Lines(a.body) {
 		var line attemptLine
 		if err := json.Unmarshal(text, &line); err != nil || !bytes.HasSuffix(text, []byte("\n")) {
 			wrong("%q is no line: %v", text, err)
 			return
+		}
+		if line.Lost > 0 && l.logsBreak {
+			gaps, run, ended = gaps+line.Lost, "", false
+			continue
 		}
 		if ended && line.Message != "Your build started." {
 			wrong("it goes on after its end")
@@ -111,7 +116,7 @@ func (l *loop) checkLog(e entry, b build.Build) {
 				wrong("attempt %d comes after attempt %d", line.Attempt, attempt)
 			}
 			attempt, run = line.Attempt, ""
-		case line.Stream == "stdout" && word == "begin":
+		case line.Stream == "stdout" && (word == "begin" || run == "" && gaps > 0):
 			run = of
 		case line.Stream == "stdout" && of != run:
 			wrong("run %s goes on beside run %s", of, run)
@@ -119,7 +124,7 @@ func (l *loop) checkLog(e entry, b build.Build) {
 		ended = build.State(line.State).Ended()
 	}
 	switch {
-	case attempt > b.Attempt, b.State == build.Succeeded && attempt != b.Attempt:
+	case attempt > b.Attempt, b.State == build.Succeeded && attempt != b.Attempt && gaps == 0:
 		wrong("its last attempt is %d, that of the record %d", attempt, b.Attempt)
 	case b.State == build.Succeeded && !ended && !l.logsBreak:
 		wrong("it has no end")
