@@ -153,7 +153,7 @@ func smallDisk(t *testing.T) string {
 	if err := os.Truncate(image, 256<<20); err != nil {
 		t.Fatal(err)
 	}
-	require(t, "loop", command("mkfs.ext4", "-q", "-F", "-m", "0", image))
+	require(t, "loop", command("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", image))
 	require(t, "loop", command("mount", "-o", "loop", image, dir))
 	t.Cleanup(func() {
 		if err := command("umount", dir); err != nil {
